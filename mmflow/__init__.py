@@ -1,0 +1,1 @@
+"""Modular multimodal pretraining on Lightning."""

@@ -1,0 +1,1 @@
+"""Converters from original data-set layouts to shards."""

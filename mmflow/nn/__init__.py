@@ -1,0 +1,1 @@
+"""Layers and maths that at least two systems share."""

@@ -1,0 +1,1 @@
+"""The procedural audio-visual-language world, the embedded default data."""
