@@ -18,9 +18,9 @@ if torch.version.cuda is None and "torchaudio" not in sys.modules:
     extension._check_cuda_version = lambda: None  # type: ignore[attr-defined]
     sys.modules["torchaudio._extension"] = extension
 
-import torchaudio  # noqa: E402
-import torchaudio.compliance.kaldi  # noqa: E402
-import torchaudio.functional  # noqa: E402
-import torchaudio.models  # noqa: E402
+import torchaudio
+import torchaudio.compliance.kaldi
+import torchaudio.functional
+import torchaudio.models
 
 __all__ = ["torchaudio"]

@@ -1,0 +1,278 @@
+"""The command line: pipelines, their status, and data.
+
+Heavy imports (torch, Lightning) stand inside the commands that need them, so that help, typing errors, `status` and a
+finished pipeline answer at once.
+"""
+
+import argparse
+import contextlib
+import itertools
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import rich
+from rich.table import Table
+
+from mmflow.atomic import locked, remove_parts
+from mmflow.data.spec import DataSpec
+from mmflow.pipeline import RUNS, SETTINGS, Pipeline, Stage, parse_overrides
+
+OVERRIDES = """Any other option changes the config: `--trainer.max_steps 10` in every stage,
+`--stages.NAME.trainer.max_steps 10` in one, `--data.spec data_specs/librispeech.yaml`, and so on."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cli.py", description="Modular multimodal pretraining.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=version("mmflow"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    about = {
+        "fit": "run a pipeline, or train one config; the same command again continues",
+        "validate": "validate one config",
+        "test": "test one config",
+        "predict": "predict with one config",
+        "status": "where a pipeline stands",
+    }
+    for name, text in about.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text.capitalize()}. {OVERRIDES}",
+            allow_abbrev=False,
+            add_help=name not in RUNS,
+        )
+        command.add_argument("--config", required=True, type=Path, help="pipeline or LightningCLI config (YAML)")
+        command.add_argument("--workdir", type=Path, help="where its stages leave things; by default runs/<name>")
+        if name in RUNS:
+            command.add_argument("--rerun", action="append", default=[], metavar="STAGE", help="run a stage again")
+            command.add_argument("-h", "--help", action=FullHelp, nargs=0, help="show this and the Trainer's options")
+    add_data_commands(commands.add_parser("data", help="make and look at shards", allow_abbrev=False))
+    return parser
+
+
+def add_data_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    spec = argparse.ArgumentParser(add_help=False)
+    spec.add_argument("--spec", required=True, type=Path, help="data spec (YAML)")
+    make = commands.add_parser("make", parents=[spec], help="write shards from the original layout of a data set")
+    make.add_argument("--root", type=Path, help="folder of the original")
+    make.add_argument("--out", type=Path, help="folder for the shards; by default the one in the spec")
+    check = commands.add_parser("check", parents=[spec], help="read every sample and list the broken ones")
+    check.add_argument("--root", type=Path, help="folder of the shards; by default the one in the spec")
+    show = commands.add_parser("show", parents=[spec], help="write a page to look at and listen to samples")
+    show.add_argument("--root", type=Path, help="folder of the shards; by default the one in the spec")
+    show.add_argument("--split", default="train")
+    show.add_argument("--count", type=int, default=12, help="samples on the page, evenly over the split")
+    show.add_argument("--units", type=Path, help="folder of a units sidecar to show too")
+    show.add_argument("--out", type=Path, help="the page; by default runs/show/<spec>-<split>.html")
+    trace = commands.add_parser("trace", help="print shard and key of every sample in a training step")
+    trace.add_argument("--config", required=True, type=Path, help="the pipeline")
+    trace.add_argument("--workdir", type=Path, help="where its stages leave things; by default runs/<name>")
+    trace.add_argument("--stage", help="the fit stage; not needed when there is one only")
+    trace.add_argument("--step", type=int, required=True, help="step, counted from 0")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit code. What a user can get wrong ends in one line, not in a traceback."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "data" and options.data_command != "trace" and rest:
+        parser.error(f"unknown option {rest[0]}")
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    for noisy in ("matplotlib", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return COMMANDS[options.command](options, rest)
+    except (ValueError, OSError) as error:
+        trace = Path("runs") / "error.log"
+        trace.parent.mkdir(exist_ok=True)
+        trace.write_text(traceback.format_exc())
+        print(f"error: {error}\n(where it came from: {trace})", file=sys.stderr)
+        return 2
+
+
+class FullHelp(argparse.Action):
+    """Our options, then the Trainer's."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.print_help()
+        from mmflow.stage import trainer_help  # Lightning
+
+        print("\n" + trainer_help())
+        parser.exit()
+
+
+def rank() -> int:
+    """Number of this process among those of the run, as launchers tell it."""
+    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0)
+
+
+def run_pipeline(options: argparse.Namespace, rest: list[str]) -> int:
+    """Run the stages that are not done yet, in order."""
+    pipeline = Pipeline(options.config, parse_overrides(rest), options.workdir, options.command)
+    with exclusive(pipeline.folder):
+        for name in options.rerun:
+            forget(pipeline, name)
+        for stage in pipeline.pending():
+            from mmflow.stage import execute  # torch and Lightning
+
+            if rank() == 0:
+                number = list(pipeline.stages).index(stage.name) + 1
+                print(f"── {stage.name} ({number} of {len(pipeline.stages)}): {stage.run}", flush=True)
+                pipeline.begin(stage)
+            execute(pipeline, stage)
+    if rank() == 0:
+        rich.print(table(pipeline))
+    return 0
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Be the only run in a work folder. Ranks other than 0 belong to the one that holds it."""
+    if rank() != 0:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / ".lock", wait=False))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{folder} is in use by another run ({error.strerror}); wait for it, or choose another --workdir"
+            ) from None
+        remove_parts(folder)
+        yield
+
+
+def forget(pipeline: Pipeline, name: str) -> None:
+    """Rank 0 deletes what a stage and its dependents left; the others wait until it did."""
+    if rank() == 0:
+        print(f"running again: {', '.join(pipeline.forget(name))}", flush=True)
+    while name in pipeline.stages and pipeline.stages[name].done() is not None:
+        time.sleep(0.1)
+
+
+def show_status(options: argparse.Namespace, rest: list[str]) -> int:
+    """Print the table of stages."""
+    rich.print(table(Pipeline(options.config, parse_overrides(rest), options.workdir)))
+    return 0
+
+
+def table(pipeline: Pipeline) -> Table:
+    """Stage, state, step, best metric, time and size of each stage."""
+    running = is_locked(pipeline.folder)
+    shown = Table(
+        "stage", "run", "state", "step", "result", "time", "size", title=f"{pipeline.name} in {pipeline.folder}"
+    )
+    for stage in pipeline.stages.values():
+        done = stage.done()
+        state, step, result, spent = progress(stage, running), "", "", ""
+        if done:
+            step, spent = f"{done['step']:,}" if done["step"] else "", f"{done['seconds']:.0f} s"
+            named = [done["best"]] if done.get("best") else done["metrics"].items()
+            result = "  ".join(
+                f"{n} {v:.4g}" for n, v in named if v is not None and not n.startswith(("speed/", "train/"))
+            )
+        elif checkpoints := sorted(stage.folder.glob("checkpoints/step-*.ckpt")):
+            step = f"{int(checkpoints[-1].stem.removeprefix('step-')):,}"
+        size = sum(path.stat().st_size for path in stage.folder.rglob("*") if path.is_file())
+        shown.add_row(stage.name, stage.run, state, step, result, spent, f"{size / 1e6:.1f} MB" if size else "")
+    return shown
+
+
+def progress(stage: Stage, running: bool) -> str:
+    """State of a stage in a word."""
+    if stage.done():
+        return "done"
+    if not (stage.folder / SETTINGS).exists():
+        return "waiting"
+    return "running" if running else "interrupted"
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a run holds the work folder, this one apart."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with locked(folder / ".lock", wait=False):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def data_make(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG001 (the signature of every command)
+    """Write shards."""
+    from mmflow.data.make import make  # reads torch
+
+    counts = make(DataSpec.read(options.spec), options.root, options.out)
+    print("  ".join(f"{split} {count}" for split, count in counts.items()))
+    return 0
+
+
+def spec_of(options: argparse.Namespace) -> DataSpec:
+    """The spec an option names, for the shards that another option may name."""
+    spec = DataSpec.read(options.spec)
+    return spec.with_root(options.root) if options.root else spec
+
+
+def data_check(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG001
+    """Read everything; exit code 1 when something is broken."""
+    from mmflow.data.inspection import check  # reads torch
+
+    counts, broken = check(spec_of(options))
+    shown = Table("split", "shards", "samples", "hours", "mean s", "broken", title=str(options.spec))
+    for split, row in counts.items():
+        hours, mean_s = f"{row['hours']:.2f}", f"{row['mean_s']:.2f}"
+        shown.add_row(split, str(row["shards"]), str(row["samples"]), hours, mean_s, str(row["broken"]))
+    rich.print(shown)
+    for shard, key, reason in broken:
+        print(f"{shard}  {key}: {reason}")
+    return 1 if broken else 0
+
+
+def data_show(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG001
+    """Write a page with samples."""
+    from mmflow.data.inspection import pick  # reads torch
+    from mmflow.data.show import show_page
+
+    spec = spec_of(options)
+    out = options.out or Path("runs/show") / f"{spec.name}-{options.split}.html"
+    page = show_page(pick(spec, options.split, options.count, options.units), f"{spec.name}: {options.split}", out)
+    print(f"open {page} in a browser")
+    return 0
+
+
+def data_trace(options: argparse.Namespace, rest: list[str]) -> int:
+    """Print what a step of a fit stage reads."""
+    from mmflow.stage import build_data  # Lightning
+
+    pipeline = Pipeline(options.config, parse_overrides(rest), options.workdir)
+    fits = [
+        stage.name
+        for stage in pipeline.stages.values()
+        if stage.run == "fit" and "max_steps" in stage.config["trainer"]
+    ]
+    name = options.stage or (fits[0] if len(fits) == 1 else None)
+    if name not in pipeline.stages:
+        raise ValueError(f"--stage {name}: choose one of the training stages {fits}")
+    module = build_data(pipeline.resolved(pipeline.stages[name]))
+    micro_batches = module.plan().micro_batches(options.step)
+    for micro in itertools.islice(micro_batches, module.lanes):
+        for number in micro.ids:
+            shard, key = module.corpus("train").name(number)
+            print(f"epoch {micro.epoch}  lane {micro.lane}  {shard}  {key}")
+    return 0
+
+
+def data(options: argparse.Namespace, rest: list[str]) -> int:
+    """Run one of the `data` commands."""
+    commands = {"make": data_make, "check": data_check, "show": data_show, "trace": data_trace}
+    return commands[options.data_command](options, rest)
+
+
+COMMANDS = {**dict.fromkeys(RUNS, run_pipeline), "status": show_status, "data": data}

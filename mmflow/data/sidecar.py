@@ -1,0 +1,107 @@
+"""Predictions written beside the shards they were made from: same shard names, same keys, one more field."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from typing_extensions import override
+
+from mmflow.data.corpus import Corpus
+from mmflow.data.datamodule import ShardData
+from mmflow.data.index import open_shard
+from mmflow.data.writer import TarShard
+
+log = logging.getLogger(__name__)
+
+
+class SidecarWriter(BasePredictionWriter):
+    """Publish each shard's predictions, atomically, as soon as its last sample came.
+
+    `predict_step` returns `{field: one array per valid row}`, and the module has `sidecar_meta`, a dict that is stored
+    in every tar and tells how the field was made. A shard that already stands with the same `sidecar_meta` is not made
+    again; one with another is an error. A sample without a prediction (it was broken) gets an array of length 0.
+
+    Args:
+        field: name of what is written, as `<key>.<field>.npy`.
+        folder: where the tars go, in `<spec name>/<shard name>`; by default `shards` in the Trainer's default_root_dir.
+    """
+
+    def __init__(self, field: str, folder: str | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.field, self.folder = field, folder
+        self.waiting: dict[str, dict[str, np.ndarray]] = {}  # shard path -> key -> prediction
+        self.left: dict[str, int] = {}  # shard path -> samples still to come
+
+    def target(self, corpus: Corpus, shard: int, root: str) -> Path:
+        """Where the sidecar of a shard stands."""
+        folder = Path(self.folder) if self.folder else Path(root) / "shards"
+        return folder / corpus.spec_of[shard].name / Path(corpus.shards[shard].path.split("?")[0]).name
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ShardData)
+        meta = pl_module.sidecar_meta
+        self.where: dict[str, tuple[Corpus, int, Path]] = {}
+        finished = set()
+        for split in data.predict_splits:
+            corpus = data.corpus(split)
+            for number, index in enumerate(corpus.shards):
+                path = self.target(corpus, number, trainer.default_root_dir)
+                self.where[index.path] = corpus, number, path
+                if path.exists() and self._is_finished(path, meta):
+                    finished.add(index.path)
+            for ids in corpus.by_shard(data.usable[split]):
+                self.left[corpus.name(int(ids[0]))[0]] = len(ids)
+        data.finished = frozenset(finished)
+        if finished:
+            log.info("%d of %d sidecar shards stand already", len(finished), len(self.where))
+
+    def _is_finished(self, path: Path, meta: dict[str, Any]) -> bool:
+        stored = open_shard(str(path)).meta
+        if stored != meta:
+            raise ValueError(f"{path} was made by {stored}, not by {meta}; remove its folder or choose another")
+        return True
+
+    @override
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        rows = np.flatnonzero(batch["valid"].cpu().numpy())
+        for row, values in zip(rows, prediction[self.field], strict=True):
+            self.waiting.setdefault(batch["__shard__"][row], {})[batch["__key__"][row]] = np.asarray(values)
+        for shard in dict.fromkeys(batch["__shard__"]):
+            self.left[shard] -= batch["__shard__"].count(shard)
+            if self.left[shard] == 0:
+                self._publish(shard, pl_module.sidecar_meta)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:  # shards without one usable sample still need their keys
+            for shard, (_, _, path) in self.where.items():
+                if not path.exists():
+                    self._publish(shard, pl_module.sidecar_meta)
+        trainer.strategy.barrier()
+
+    def _publish(self, shard: str, meta: dict[str, Any]) -> None:
+        corpus, number, path = self.where[shard]
+        predictions = self.waiting.pop(shard, {})
+        empty = next(iter(predictions.values()), np.empty(0, np.uint16))[:0]
+        tar = TarShard(path, meta)
+        try:
+            for key in corpus.shards[number].keys:
+                tar.write({"__key__": key, f"{self.field}.npy": predictions.get(key, empty)})
+        except BaseException as error:
+            tar.discard(error)
+            raise
+        tar.close()

@@ -1,0 +1,120 @@
+"""Samples out: plain WebDataset tars, published atomically."""
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import webdataset
+
+from mmflow.atomic import atomic_file
+
+META_KEY = "__mmflow__/meta"  # WebDataset readers skip members whose folder is named __*__
+
+
+def check_key(key: str) -> None:
+    """Raise ValueError for a key that a WebDataset reader would split, skip or take for a path."""
+    if not key or "." in key or "/" in key or key.startswith("__") or not key.isprintable():
+        raise ValueError(
+            f"key {key!r} must be printable, without '.' and '/', and not start with '__'; rename the sample"
+        )
+
+
+def encode(value: Any) -> bytes:
+    """The bytes of one member: bytes stay, text becomes UTF-8, dicts and lists JSON, arrays npy (without pickles)."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, value, allow_pickle=False)
+        return buffer.getvalue()
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+class TarShard:
+    """One tar that appears under its name when `close` succeeds, and never otherwise.
+
+    Args:
+        path: where the tar goes.
+        meta: numbers and strings about the whole shard, stored in a member that WebDataset readers skip.
+    """
+
+    def __init__(self, path: Path, meta: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self.samples = 0
+        self.bytes = 0
+        self._stack = contextlib.ExitStack()
+        self._file: BinaryIO = self._stack.enter_context(atomic_file(path))
+        # a fixed time stamp, so that the same samples give the same bytes
+        self._tar = webdataset.TarWriter(self._file, mtime=0.0, encoder=False)
+        if meta is not None:
+            self._tar.write({"__key__": META_KEY, "json": encode(dict(meta))})
+
+    def write(self, sample: Mapping[str, Any]) -> None:
+        check_key(sample["__key__"])
+        members = {extension: encode(value) for extension, value in sample.items() if extension != "__key__"}
+        self.bytes += self._tar.write({"__key__": sample["__key__"], **members})
+        self.samples += 1
+
+    def close(self) -> None:
+        """Publish the shard."""
+        try:
+            self._tar.close()
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
+        self._stack.close()
+
+    def discard(self, error: BaseException) -> None:
+        """Remove what was written so far."""
+        with contextlib.suppress(type(error)):
+            self._stack.__exit__(type(error), error, error.__traceback__)
+
+
+class ShardWriter:
+    """Write samples into `<folder>/<split>-000000.tar`, `-000001.tar`, ...
+
+    Args:
+        folder: where the shards go; made when absent.
+        split: first part of the shard names: train, validation or test.
+        max_samples: samples per shard.
+        max_bytes: bytes per shard, exceeded by at most one sample.
+    """
+
+    def __init__(self, folder: Path, split: str, max_samples: int = 1000, max_bytes: int = 256 * 2**20) -> None:
+        self.folder, self.split = Path(folder), split
+        self.max_samples, self.max_bytes = max_samples, max_bytes
+        self.keys: set[str] = set()
+        self.shards: list[Path] = []
+        self._shard: TarShard | None = None
+
+    def write(self, sample: Mapping[str, Any]) -> None:
+        """Add one sample: `__key__` and one entry per field extension (bytes, str, dict, list or ndarray)."""
+        if sample["__key__"] in self.keys:
+            raise ValueError(f"key {sample['__key__']!r} occurs twice in split {self.split!r}; keys must be unique")
+        if self._shard and (self._shard.samples >= self.max_samples or self._shard.bytes >= self.max_bytes):
+            self._publish()
+        if self._shard is None:
+            self._shard = TarShard(self.folder / f"{self.split}-{len(self.shards):06d}.tar")
+        self._shard.write(sample)
+        self.keys.add(sample["__key__"])
+
+    def _publish(self) -> None:
+        if self._shard is not None:
+            shard, self._shard = self._shard, None
+            shard.close()
+            self.shards.append(shard.path)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._publish()
+        elif self._shard is not None:
+            self._shard.discard(error)

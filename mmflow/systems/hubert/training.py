@@ -1,0 +1,255 @@
+"""HuBERT's objectives: masked prediction of units, and CTC fine-tuning (arXiv:2106.07447, sections 2.2 and 3.4).
+
+B batch, S waveform samples, T frames, C units, V characters, L target characters.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.text import CharErrorRate, WordErrorRate
+
+from mmflow.atomic import write_json
+from mmflow.data.text import Characters
+from mmflow.nn.masking import span_mask
+from mmflow.systems.hubert.kmeans import load_hubert
+from mmflow.systems.hubert.model import CTCHead, Hubert, HubertPretrainingHead, PredictionSums, masked_prediction_loss
+from mmflow.training.objective import StepMean
+from mmflow.training.schedules import linear_warmup_decay, tri_stage
+
+
+class HubertPretraining(StepMean):
+    """Predict the unit of every hidden frame.
+
+    Args:
+        hubert: the encoder.
+        num_classes: units C of the clustering that made the labels.
+        unit_dim: width of the space in which frames and units are compared.
+        lr: peak learning rate.
+        warmup: share of the steps that it rises over; then it falls to 0 at `max_steps`.
+        weight_decay: of AdamW.
+        penalty: weight of the mean square of the conv features.
+    """
+
+    def __init__(
+        self,
+        hubert: Hubert,
+        num_classes: int = 100,
+        unit_dim: int = 256,
+        lr: float = 5e-4,
+        warmup: float = 0.08,
+        weight_decay: float = 0.01,
+        penalty: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.hubert, self.head = hubert, HubertPretrainingHead(hubert.dim, [num_classes], unit_dim)
+        self.num_classes, self.penalty = num_classes, penalty
+        self.lr, self.warmup, self.weight_decay = lr, warmup, weight_decay
+        self.scores = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "acc_masked", "acc_unmasked")})
+        self.register_buffer("label_counts", torch.zeros(num_classes, dtype=torch.int64), persistent=False)
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        clustering = self.trainer.datamodule.clustering  # type: ignore[attr-defined]
+        if clustering["num_clusters"] != self.num_classes:
+            raise ValueError(
+                f"model.num_classes={self.num_classes}, but the units come from a clustering into "
+                f"{clustering['num_clusters']} ({clustering['features']}); make them equal"
+            )
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[PredictionSums, Tensor]:
+        """The sums of the loss and the feature penalty, summed over frames."""
+        out = self.hubert(batch["audio"], mask=batch["mask"], normalized=True)
+        (logits,) = self.head(out.last)  # (B, T, C)
+        return masked_prediction_loss(logits, batch["units"], batch["mask"]), out.feature_penalty
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        sums, penalty = self(batch)
+        mean_penalty = penalty / batch["units"].numel()
+        self.log("train/loss", (sums.masked_nll / sums.masked_count).detach(), prog_bar=True)
+        self.log("train/acc_masked", sums.masked_correct / sums.masked_count, prog_bar=True)
+        self.log("train/acc_unmasked", sums.unmasked_correct / sums.unmasked_count)
+        self.log("train/feature_penalty", mean_penalty.detach())
+        self.log("train/label_perplexity", perplexity(batch["units"], self.num_classes))
+        return self.add(sums.masked_nll + self.penalty * mean_penalty * sums.masked_count, sums.masked_count)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+        rows = batch["valid"]
+        if not rows.any():
+            return
+        part = {name: batch[name][rows] for name in ("audio", "units", "mask")}
+        sums, _ = self(part)
+        self.scores["loss"].update(sums.masked_nll / sums.masked_count, sums.masked_count)
+        self.scores["acc_masked"].update(sums.masked_correct / sums.masked_count, sums.masked_count)
+        self.scores["acc_unmasked"].update(sums.unmasked_correct / sums.unmasked_count, sums.unmasked_count)
+        self.label_counts += torch.bincount(part["units"].flatten(), minlength=self.num_classes)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, score in self.scores.items():
+            self.log(f"val/{name}", score.compute(), prog_bar=name != "acc_unmasked")
+            score.reset()
+        counts = self.trainer.strategy.reduce(self.label_counts, reduce_op="sum")
+        self.log("val/majority", counts.max() / counts.sum().clamp(min=1))  # accuracy of the commonest unit
+        self.label_counts.zero_()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=self.weight_decay
+        )
+        schedule = linear_warmup_decay(optimizer, self.trainer.max_steps, self.warmup)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def perplexity(units: Tensor, num_classes: int) -> Tensor:
+    """exp of the entropy of the units in a batch: how many of them are in even use."""
+    share = torch.bincount(units.flatten(), minlength=num_classes) / units.numel()
+    return torch.special.entr(share).sum().exp()
+
+
+class HubertCTC(StepMean):
+    """Characters by CTC on a HuBERT encoder, pretrained or fresh.
+
+    The conv encoder stays as it is; the Transformer joins after `freeze_steps`, once the new layer has settled.
+
+    Args:
+        checkpoint: of a HubertPretraining stage, whose encoder is fine-tuned.
+        hubert: instead of a checkpoint, an encoder to train from scratch.
+        lr: peak learning rate; rises over 10 % of the steps, holds for 40 %, then decays exponentially.
+        freeze_steps: steps in which only the new layer learns.
+        channel_mask_prob: masking of channels in training; 0 for none.
+        channel_mask_span: channels per masked span.
+        layer_drop: of the encoder while fine-tuning.
+        ffn_dropout: inside the encoder's feed-forward layers while fine-tuning.
+        dropout: before the new layer.
+        transcripts: name of the file that `test` leaves in the stage's folder.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        hubert: Hubert | None = None,
+        lr: float = 5e-4,
+        freeze_steps: int = 0,
+        channel_mask_prob: float = 0.5,
+        channel_mask_span: int = 64,
+        layer_drop: float = 0.1,
+        ffn_dropout: float = 0.1,
+        dropout: float = 0.1,
+        transcripts: str = "transcripts.json",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if (checkpoint is None) == (hubert is None):
+            raise ValueError("give either the checkpoint of a pretrained encoder or a fresh encoder `hubert`")
+        self.hubert = hubert if hubert is not None else load_hubert(str(checkpoint))
+        self.hubert.layer_drop = layer_drop
+        if checkpoint is not None:
+            self.hubert.feature_grad_mult = 0.0
+            self.hubert.conv.requires_grad_(False)
+        for block in self.hubert.blocks:
+            block.ffn.dropout.p = ffn_dropout
+        self.characters = Characters()
+        self.head = CTCHead(self.hubert.dim, len(self.characters), dropout)
+        self.lr, self.freeze_steps, self.transcripts = lr, freeze_steps, transcripts
+        self.channel_mask_prob, self.channel_mask_span = channel_mask_prob, channel_mask_span
+        self.cer, self.wer, self.loss = CharErrorRate(), WordErrorRate(), MeanMetric()
+        self.results: list[dict[str, str]] = []
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Log probabilities (B, T, V) and frame lengths (B,)."""
+        channels = None
+        if self.training and self.channel_mask_prob:
+            sizes = torch.full((len(batch["audio"]),), self.hubert.dim)
+            channels = span_mask(sizes, self.channel_mask_prob, self.channel_mask_span).to(self.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            out = self.hubert(batch["audio"], batch["lengths"], batch.get("mask"), channels, normalized=True)
+        return self.head(out.last).float().log_softmax(-1), out.frame_lengths
+
+    @property
+    def frozen(self) -> bool:
+        """Whether only the new layer learns at this step. Keyed on the step, so DDP and resuming agree on it."""
+        return self.training and self.global_step < self.freeze_steps
+
+    def loss_sum(self, log_probs: Tensor, frame_lengths: Tensor, batch: dict[str, Any]) -> Tensor:
+        """CTC loss summed over utterances, nats; 0 for a transcript that does not fit into its frames."""
+        return F.ctc_loss(
+            log_probs.transpose(0, 1),
+            batch["targets"],
+            frame_lengths,
+            batch["target_lengths"],
+            blank=self.characters.blank,
+            reduction="sum",
+            zero_infinity=True,
+        )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
+        log_probs, frame_lengths = self(batch)
+        total = self.loss_sum(log_probs, frame_lengths, batch)
+        count = torch.tensor(float(len(frame_lengths)), device=self.device)
+        self.log("train/loss", (total / count).detach(), prog_bar=True)
+        self.log("train/infeasible", infeasible(batch["targets"], batch["target_lengths"], frame_lengths).float().sum())
+        if self.frozen:  # DDP waits for a gradient of every parameter; these are dropped before the optimiser step
+            total = total + 0.0 * sum(p.sum() for p in self.hubert.parameters() if p.requires_grad)
+        return self.add(total, count)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.frozen:
+            for parameter in self.hubert.parameters():
+                parameter.grad = None
+        super().on_before_optimizer_step(optimizer)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
+        self.evaluate(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
+        self.results += self.evaluate(batch)
+
+    def evaluate(self, batch: dict[str, Any]) -> list[dict[str, str]]:
+        """Greedy transcripts of the valid rows, which are counted in the error rates."""
+        log_probs, frame_lengths = self(batch)
+        rows = [row for row, valid in enumerate(batch["valid"].tolist()) if valid]
+        results = []
+        for row in rows:
+            hypothesis = self.characters.collapse(log_probs[row, : frame_lengths[row]].argmax(-1))
+            results.append({"key": batch["__key__"][row], "text": batch["text"][row], "hypothesis": hypothesis})
+        if rows:
+            part = {name: batch[name][rows] for name in ("targets", "target_lengths")}
+            self.loss.update(self.loss_sum(log_probs[rows], frame_lengths[rows], part) / len(rows), len(rows))
+            said, meant = [r["hypothesis"] for r in results], [r["text"] for r in results]
+            self.cer.update(said, meant)
+            self.wer.update(said, meant)
+        return results
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_rates("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_rates("test")
+        everywhere: list[Any] = [self.results]
+        if self.trainer.world_size > 1:
+            everywhere = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(everywhere, self.results)
+        if self.trainer.is_global_zero:
+            merged = sorted((r for part in everywhere for r in part), key=lambda result: result["key"])
+            write_json(Path(self.trainer.default_root_dir) / self.transcripts, merged)
+
+    def _log_rates(self, stage: str) -> None:
+        for name, metric in (("loss", self.loss), ("cer", self.cer), ("wer", self.wer)):
+            self.log(f"{stage}/{name}", metric.compute(), prog_bar=True)
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0)
+        schedule = tri_stage(optimizer, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def infeasible(targets: Tensor, target_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
+    """(B,) bool: CTC needs a frame per character and one more between equal neighbours."""
+    inside = torch.arange(1, targets.shape[1], device=targets.device) < target_lengths[:, None]  # (B, L - 1)
+    repeats = ((targets[:, 1:] == targets[:, :-1]) & inside).sum(1)
+    return frame_lengths < target_lengths + repeats
