@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mmflow.atomic import atomic_file
+from mmflow.evaluation.pictures import loss_curves
 from mmflow.pipeline import Pipeline, Stage
 from mmflow.training.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
 from mmflow.training.guard import FiniteLoss
@@ -138,6 +139,9 @@ def execute(pipeline: Pipeline, stage: Stage) -> None:
         raise ValueError(f"stage {stage.name!r}: {explain(str(error))}") from error
     cli.trainer.strategy.barrier()
     if cli.trainer.is_global_zero:
+        curves = stage.folder / "logs" / "metrics.csv"
+        if stage.run == "fit" and curves.exists():
+            loss_curves(curves, stage.folder / "curves.png")
         pipeline.finish(stage, started_at, results(stage, cli.trainer))
     cli.trainer.strategy.barrier()
 

@@ -137,6 +137,7 @@ class ShardData(LightningDataModule):
         predict_splits: Sequence[str] = SPLITS,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have no shard left to predict
         self.specs = [DataSpec.read(Path(path)) for path in ([spec] if isinstance(spec, str) else spec)]
         if weights is not None and len(weights) != len(self.specs):
             raise ValueError(f"{len(weights)} weights for {len(self.specs)} specs; give one for each")
@@ -149,7 +150,7 @@ class ShardData(LightningDataModule):
         self.broken: dict[tuple[str, str], str] = {}  # (shard, key) -> reason, over the whole run
         self.corpora: dict[str, Corpus] = {}
         self.usable: dict[str, Ids] = {}  # per opened split
-        self.finished: frozenset[str] = frozenset()  # shards that need no prediction; a writer says which
+        self.finished: Callable[[], set[str]] = set  # says which shards need no prediction; a writer sets it
 
     def transforms(self, training: bool) -> tuple[Prepare, Collate]:
         """The two picklable functions that make samples and batches; a subclass says them."""
@@ -220,15 +221,14 @@ class ShardData(LightningDataModule):
         return self.loader(split, once(ids, self.corpus(split).seconds, self.rule, rank, world), training=False)
 
     def predict_dataloader(self) -> list[DataLoader]:
-        """One loader per split; whole shards of it, dealt round robin to the ranks, without those in `finished`."""
-        return [self._predict_loader(split) for split in self.predict_splits]
+        """One loader per split; whole shards of it, dealt round robin to the ranks, without the finished ones."""
+        finished = self.finished()
+        return [self._predict_loader(split, finished) for split in self.predict_splits]
 
-    def _predict_loader(self, split: str) -> DataLoader:
+    def _predict_loader(self, split: str, finished: set[str]) -> DataLoader:
         assert self.trainer is not None
         corpus = self.corpus(split)
-        shards = [
-            ids for ids in corpus.by_shard(self.usable[split]) if corpus.name(int(ids[0]))[0] not in self.finished
-        ]
+        shards = [ids for ids in corpus.by_shard(self.usable[split]) if corpus.name(int(ids[0]))[0] not in finished]
         mine = shards[self.trainer.global_rank :: self.trainer.world_size]
         return self.loader(split, once_by_shard(mine, corpus.seconds, self.rule), training=False)
 

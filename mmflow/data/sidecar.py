@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +36,33 @@ class SidecarWriter(BasePredictionWriter):
         self.field, self.folder = field, folder
         self.waiting: dict[str, dict[str, np.ndarray]] = {}  # shard path -> key -> prediction
         self.left: dict[str, int] = {}  # shard path -> samples still to come
+        self.where: dict[str, tuple[Corpus, int, Path]] = {}  # shard path -> its corpus, number there, and sidecar
 
     def target(self, corpus: Corpus, shard: int, root: str) -> Path:
         """Where the sidecar of a shard stands."""
         folder = Path(self.folder) if self.folder else Path(root) / "shards"
         return folder / corpus.spec_of[shard].name / Path(corpus.shards[shard].path.split("?")[0]).name
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, ShardData)
-        meta = pl_module.sidecar_meta
-        self.where: dict[str, tuple[Corpus, int, Path]] = {}
-        finished = set()
+        data.finished = partial(self.finished, data, pl_module, trainer.default_root_dir)
+
+    def finished(self, data: ShardData, module: LightningModule, root: str) -> set[str]:
+        """The shards whose sidecars stand already. Raises ValueError for one that was made in another way."""
+        found = set()
         for split in data.predict_splits:
             corpus = data.corpus(split)
             for number, index in enumerate(corpus.shards):
-                path = self.target(corpus, number, trainer.default_root_dir)
+                path = self.target(corpus, number, root)
                 self.where[index.path] = corpus, number, path
-                if path.exists() and self._is_finished(path, meta):
-                    finished.add(index.path)
+                if path.exists() and self._is_finished(path, module.sidecar_meta):
+                    found.add(index.path)
             for ids in corpus.by_shard(data.usable[split]):
                 self.left[corpus.name(int(ids[0]))[0]] = len(ids)
-        data.finished = frozenset(finished)
-        if finished:
-            log.info("%d of %d sidecar shards stand already", len(finished), len(self.where))
+        if found:
+            log.info("%d of %d sidecar shards stand already", len(found), len(self.where))
+        return found
 
     def _is_finished(self, path: Path, meta: dict[str, Any]) -> bool:
         stored = open_shard(str(path)).meta
@@ -85,7 +89,9 @@ class SidecarWriter(BasePredictionWriter):
             if self.left[shard] == 0:
                 self._publish(shard, pl_module.sidecar_meta)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # here and not in on_predict_end, which Lightning does not call on a rank that had nothing to predict
         trainer.strategy.barrier()
         if trainer.is_global_zero:  # shards without one usable sample still need their keys
             for shard, (_, _, path) in self.where.items():

@@ -12,15 +12,16 @@ import webdataset
 
 from mmflow.atomic import atomic_file
 
+MAX_KEY_BYTES = 80  # a name in a plain tar has at most 100 with its extension
 META_KEY = "__mmflow__/meta"  # WebDataset readers skip members whose folder is named __*__
 
 
 def check_key(key: str) -> None:
-    """Raise ValueError for a key that a WebDataset reader would split, skip or take for a path."""
+    """Raise ValueError for a key that a tar cannot hold or that a WebDataset reader would split, skip or misplace."""
     if not key or "." in key or "/" in key or key.startswith("__") or not key.isprintable():
-        raise ValueError(
-            f"key {key!r} must be printable, without '.' and '/', and not start with '__'; rename the sample"
-        )
+        raise ValueError(f'key {key!r} must be printable, without ".", "/" and a leading "__"; rename it')
+    if len(key.encode()) > MAX_KEY_BYTES:
+        raise ValueError(f"key {key!r} has {len(key.encode())} bytes, a tar takes {MAX_KEY_BYTES}; shorten it")
 
 
 def encode(value: Any) -> bytes:
@@ -72,6 +73,8 @@ class TarShard:
 
     def discard(self, error: BaseException) -> None:
         """Remove what was written so far."""
+        with contextlib.suppress(OSError):
+            self._tar.close()  # writes its last bytes, or fails as the writing did
         with contextlib.suppress(type(error)):
             self._stack.__exit__(type(error), error, error.__traceback__)
 

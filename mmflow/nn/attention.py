@@ -1,0 +1,40 @@
+"""Multi-head self-attention.
+
+B batch, T tokens, D width, H heads.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SelfAttention(nn.Module):
+    """Scaled dot-product self-attention with a bias on every projection (Vaswani et al. 2017, arXiv:1706.03762).
+
+    Args:
+        dim: Width D, a multiple of `num_heads`.
+        num_heads: Heads, each of width D / num_heads; scores are scaled by the square root of that width.
+        dropout: Probability of dropping an attention weight in training.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(
+                f"dim={dim} is not divisible by num_heads={num_heads}; "
+                f"try num_heads={math.gcd(dim, num_heads)} or dim={num_heads * math.ceil(dim / num_heads)}"
+            )
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Let each token of `x` (B, T, D) look at all tokens, or at those where `key_mask` (B, 1, 1, T) is True.
+
+        Pass no mask where nothing is padded: only then is the fastest kernel chosen."""
+        split = (x.shape[0], x.shape[1], self.num_heads, -1)
+        query, key, value = (part(x).view(split).transpose(1, 2) for part in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
+        return self.out(mixed.transpose(1, 2).reshape(x.shape))  # (B, H, T, D/H) -> (B, T, D)
