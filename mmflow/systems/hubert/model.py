@@ -102,7 +102,8 @@ class ConvEncoder(nn.Module):
         x = audio[..., None]  # (B, S, 1)
         for i, conv in enumerate(self.convs):
             if self.norm == "layer":
-                x = self.norms[i](_convolve(conv, x).float())  # (B, T_i, K)
+                norm: Any = self.norms[i]
+                x = norm(_convolve(conv, x).to(norm.weight.dtype))  # (B, T_i, K), fp32 under autocast
             else:
                 x = _convolve(conv, x) if i else self._convolve_and_norm(audio, lengths)
             x = F.gelu(x)
@@ -121,9 +122,9 @@ class ConvEncoder(nn.Module):
         with without_autocast(audio):
             windows = audio.double().unfold(1, KERNELS[0], STRIDES[0])  # (B, T_0, 10)
             size = windows.shape[1]
-            count = (
-                windows.new_full((len(audio),), size) if lengths is None else (lengths - KERNELS[0]) // STRIDES[0] + 1
-            )
+            count = torch.full((len(audio),), size, device=audio.device)
+            if lengths is not None:
+                count = (lengths - KERNELS[0]) // STRIDES[0] + 1
             padding, count = ~valid_mask(count, size)[..., None], count[:, None, None]
             mean = windows.masked_fill(padding, 0).sum(1, keepdim=True) / count  # (B, 1, 10)
             windows = (windows - mean).masked_fill(padding, 0)
@@ -134,7 +135,7 @@ class ConvEncoder(nn.Module):
             kernels = (scale[..., None] * kernels).transpose(1, 2)  # (B, 10, K)
             # The norm takes any bias of the convolution away again: what is left of it is a gradient of zero.
             shift = norm.bias if conv.bias is None else norm.bias + 0 * conv.bias
-            return torch.baddbmm(shift, windows.float(), kernels.float())
+            return torch.baddbmm(shift, windows.to(shift.dtype), kernels.to(shift.dtype))
 
 
 def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
