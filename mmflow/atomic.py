@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +21,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     old file or the new one, never a mixture. An OSError (a full disk) names `path`; the neighbour is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
         with part.open("wb") as file:
             yield file
@@ -30,7 +31,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
-        if error.filename is None:  # a failed write knows its number only
+        if error.filename is None and error.errno is not None:  # a failed write knows its number only
             raise OSError(error.errno, f"writing failed: {error.strerror}; nothing was published", str(path)) from error
         raise
     except BaseException:
@@ -56,7 +57,24 @@ def sync_folder(folder: Path) -> None:
 def remove_parts(folder: Path) -> None:
     """Delete what killed writers left below `folder`. Only for a folder whose lock the caller holds."""
     for part in folder.rglob(f".*{PART}"):
-        part.unlink(missing_ok=True)
+        if part.is_file():
+            part.unlink(missing_ok=True)
+
+
+_held: set[int] = set()  # file numbers of the locks that this process holds
+
+
+def _leave_locks_to_parent() -> None:
+    """In a forked child: a data worker that outlives a killed run for a moment must not keep its lock."""
+    if _held:
+        null = os.open(os.devnull, os.O_RDONLY)
+        for number in _held:
+            os.dup2(null, number, inheritable=False)
+        os.close(null)
+        _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 @contextlib.contextmanager
@@ -76,4 +94,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{socket.gethostname()} process {os.getpid()}\n")
         file.flush()
-        yield
+        _held.add(file.fileno())
+        try:
+            yield
+        finally:
+            _held.discard(file.fileno())

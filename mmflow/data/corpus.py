@@ -1,18 +1,18 @@
 """One split of one or several data sets, with its sidecars joined: the samples that a DataModule reads."""
 
-import logging
+import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmflow.data.decode import SAMPLE_RATE, BadSample, decode
+from mmflow.data.decode import DECODERS, SAMPLE_RATE, BadSample, decode, kind_of, resampled_length
 from mmflow.data.index import ShardIndex, open_shards
 from mmflow.data.plan import Source
 from mmflow.data.spec import DataSpec
-
-log = logging.getLogger(__name__)
 
 
 class Corpus:
@@ -33,27 +33,44 @@ class Corpus:
         self, specs: Sequence[DataSpec], split: str, fields: Sequence[str], sidecars: Mapping[str, str] | None = None
     ) -> None:
         self.split, self.fields, self.sidecars = split, list(fields), dict(sidecars or {})
+        self.stored = [field for field in self.fields if field not in self.sidecars]  # in the shards themselves
         self.specs = list(specs)
+        self._check_specs()
         self.shards: list[ShardIndex] = []
         self.spec_of: list[DataSpec] = []  # per shard
         for spec in specs:
-            opened = open_shards(spec.shards(split))
+            opened = open_shards(spec.shards(split), spec.allow_pipe)
             self.shards += opened
             self.spec_of += [spec] * len(opened)
         self.starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self.shards])]).astype(np.int64)
         self.joined = {field: self._join(field, folder) for field, folder in self.sidecars.items()}
-        self._check_fields()
-        frames = np.concatenate([shard.frames for shard in self.shards])
-        rates = np.maximum(np.concatenate([shard.rates for shard in self.shards]), 1)
-        self.num_samples = -(-frames * SAMPLE_RATE // rates)
+        self._check_shards()
+        self.num_samples = np.concatenate([np.zeros(0, np.int64), *map(_num_samples, self.shards, self.spec_of)])
         self.seconds = self.num_samples / SAMPLE_RATE
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    def _check_specs(self) -> None:
+        twice = [name for name, count in Counter(spec.name for spec in self.specs).items() if count > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is the name of two specs; sidecars are kept by name, so rename one of them")
+        for spec in self.specs:
+            for field in self.stored:
+                if field not in spec.fields:
+                    raise ValueError(
+                        f"{spec.path} has no field {field!r}, only {sorted(spec.fields)}; add it under `fields:`"
+                    )
+                foreign = [extension for extension in spec.fields[field] if kind_of(extension) not in DECODERS]
+                if foreign:
+                    raise ValueError(
+                        f"{spec.path}: field {field!r} names .{foreign[0]}, for which there is no decoder; "
+                        f"there are: {', '.join(DECODERS)}"
+                    )
+
     def _join(self, field: str, folder: str) -> list[ShardIndex]:
         """The sidecar shards of one field. Raises ValueError unless names and keys match those of the data."""
-        paths = [Path(folder) / s.name / _basename(d.path) for s, d in zip(self.spec_of, self.shards, strict=True)]
+        paths = [sidecar_path(Path(folder), s, d.path) for s, d in zip(self.spec_of, self.shards, strict=True)]
         absent = [str(path) for path in paths if not path.exists()]
         if absent:
             raise ValueError(
@@ -69,23 +86,36 @@ class Corpus:
                     f"{sidecar.path} was made for other data: it has {len(sidecar)} keys, {data.path} has {len(data)}, "
                     f"first difference {first}; run the predict stage again"
                 )
+            if len(sidecar) and f"{field}.npy" not in sidecar.offsets:
+                raise ValueError(
+                    f"{sidecar.path} has no {field}.npy, only {sorted(sidecar.offsets)}; is {folder} the folder of "
+                    f"another sidecar?"
+                )
         return opened
 
-    def _check_fields(self) -> None:
-        for field in self.fields:
-            if field in self.joined:
-                continue
-            for spec in self.specs:
-                if field not in spec.fields:
-                    raise ValueError(
-                        f"{spec.path} has no field {field!r}, only {sorted(spec.fields)}; add it under `fields:`"
-                    )
+    def _check_shards(self) -> None:
+        for field in self.stored:
             for spec, shard in zip(self.spec_of, self.shards, strict=True):
-                if not any(extension in shard.offsets for extension in spec.fields[field]):
+                if len(shard) and not any(extension in shard.offsets for extension in spec.fields[field]):
                     raise ValueError(
                         f"{shard.path} has no {field}: the spec {spec.name!r} looks for {spec.fields[field]}, "
                         f"the shard holds {sorted(shard.offsets)}; correct `fields:` in {spec.path}"
                     )
+
+    @cached_property
+    def paths(self) -> dict[str, None]:
+        """Those of its shards, in order."""
+        return dict.fromkeys(shard.path for shard in self.shards)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells this corpus from another: names of the shards, number of samples, hash of keys and lengths."""
+        digest = hashlib.sha256(self.num_samples.astype("<i8").tobytes())
+        for shard in self.shards:
+            digest.update("\n".join(["", *shard.keys]).encode(errors="surrogateescape"))
+        pairs = zip(self.spec_of, self.shards, strict=True)
+        names = [str(sidecar_path(Path(), spec, shard.path)) for spec, shard in pairs]
+        return {"shards": names, "samples": len(self), "hash": digest.hexdigest()}
 
     def place(self, number: int) -> tuple[int, int]:
         """(shard, row) of one sample."""
@@ -99,13 +129,18 @@ class Corpus:
 
     def problems(self) -> dict[int, str]:
         """Number -> reason, for the samples that cannot be used as far as the headers tell."""
-        return {
-            int(start) + row: shard.problems[key]
-            for start, shard in zip(self.starts[:-1], self.shards, strict=True)
-            if shard.problems
-            for row, key in enumerate(shard.keys)
-            if key in shard.problems
-        }
+        found: dict[int, str] = {}
+        for start, spec, shard in zip(self.starts[:-1].tolist(), self.spec_of, self.shards, strict=True):
+            for field in self.stored:
+                chosen = _chosen(shard, spec.fields[field])
+                for row in np.flatnonzero(chosen < 0).tolist():
+                    found.setdefault(start + row, f"no {field}: none of {spec.fields[field]}")
+                for place, extension in enumerate(spec.fields[field]):
+                    problems = shard.problems.get(extension, {})
+                    for row in np.flatnonzero(chosen == place).tolist() if problems else ():
+                        if shard.keys[row] in problems:
+                            found.setdefault(start + row, problems[shard.keys[row]])
+        return found
 
     def read(self, number: int) -> dict[str, Any]:
         """Decode the fields of one sample, with `__key__` and `__shard__`. Raises BadSample."""
@@ -135,10 +170,35 @@ class Corpus:
         empty = [name for name, shards in parts.items() if not shards]
         if empty:
             raise ValueError(f"split {self.split!r} of {empty[0]!r} has no usable sample; run `data check` on its spec")
-        chosen = weights or [None] * len(parts)
+        chosen: Sequence[float | None] = weights or [None] * len(parts)
         return [Source(shards, weight) for shards, weight in zip(parts.values(), chosen, strict=True)]
 
 
-def _basename(shard: str) -> str:
-    """The file name of a path or URL, without a query."""
-    return shard.rsplit("/", 1)[-1].split("?")[0]
+def _chosen(shard: ShardIndex, extensions: Sequence[str]) -> np.ndarray:
+    """(N,) which of `extensions` holds a field of each sample: the first one it has, -1 for none."""
+    chosen = np.full(len(shard), -1)
+    for place, extension in reversed(list(enumerate(extensions))):
+        if extension in shard.offsets:
+            chosen[shard.offsets[extension] >= 0] = place
+    return chosen
+
+
+def _num_samples(shard: ShardIndex, spec: DataSpec) -> np.ndarray:
+    """int64 (N,), samples at 16 kHz of the field `audio` by its headers, 0 where it is absent or cannot be read."""
+    extensions = spec.fields.get("audio", [])
+    chosen, found = _chosen(shard, extensions), np.zeros(len(shard), dtype=np.int64)
+    for place, extension in enumerate(extensions):
+        if extension not in shard.frames:
+            continue
+        for rate in np.unique(shard.rates[extension]):
+            rows = (chosen == place) & (shard.rates[extension] == rate) & (rate > 0)
+            found[rows] = resampled_length(shard.frames[extension][rows], max(int(rate), 1))
+    return found
+
+
+def sidecar_path(folder: Path, spec: DataSpec, shard: str) -> Path:
+    """Where the sidecar of a shard stands: `<folder>/<spec name>/`, then the shard's path below the spec's root."""
+    path = Path(shard.split("?")[0])
+    root = Path(spec.root).expanduser()
+    name = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    return folder / spec.name / (path.name if ".." in name.parts else name)

@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,8 +30,8 @@ SPLITS = ("train", "validation", "test")
 class Reader(Dataset):
     """Turns one planned micro-batch into tensors. All that is random in it is seeded by the plan's numbers.
 
-    A sample that cannot be decoded is replaced by the next usable one of its shard and reported under `__broken__`.
-    In a pass that sees each sample once, its row stays under its own key and is marked in `valid` as not counting.
+    A sample that cannot be decoded is replaced by the next usable one and reported under `__broken__`. In a pass that
+    sees each sample once, its row stays under its own name and is marked in `valid` as not counting.
 
     Args:
         corpus: where samples are read.
@@ -40,13 +40,21 @@ class Reader(Dataset):
         collate: samples, generator -> batch of tensors.
         seed: of all draws.
         training: replace broken samples for good instead of masking their rows.
+        most_tries: so many broken samples in a row are passed over.
     """
 
     def __init__(
-        self, corpus: Corpus, usable: Ids, prepare: Prepare, collate: Collate, seed: int, training: bool
+        self,
+        corpus: Corpus,
+        usable: Ids,
+        prepare: Prepare,
+        collate: Collate,
+        seed: int,
+        training: bool,
+        most_tries: int,
     ) -> None:
         self.corpus, self.usable, self.seed, self.training = corpus, usable, seed, training
-        self.prepare, self.collate = prepare, collate
+        self.prepare, self.collate, self.most_tries = prepare, collate, most_tries
 
     def __getitem__(self, micro: Micro) -> dict[str, Any]:
         broken: list[tuple[str, str, str]] = []
@@ -63,23 +71,36 @@ class Reader(Dataset):
         return batch
 
     def _read(self, number: int, epoch: int, broken: list[tuple[str, str, str]]) -> tuple[Sample, bool]:
-        shard, key = self.corpus.name(number)
-        for candidate in self._neighbours(number):
+        for tried, candidate in enumerate(self._from(number)):
             try:
                 draw = np.random.default_rng([self.seed, 3, epoch, candidate])
                 sample = self.prepare(self.corpus.read(candidate), draw)
             except BadSample as error:
                 broken.append((*self.corpus.name(candidate), str(error)))
+                if tried == self.most_tries:
+                    raise too_many_broken(self.corpus, tried + 1, *broken[-1]) from error
                 continue
-            return (sample if self.training else sample | {"__key__": key}), candidate == number
-        raise RuntimeError(f"no sample of {shard} can be read; the last reason: {broken[-1][2]}")
+            if candidate == number or self.training:
+                return sample, candidate == number
+            shard, key = self.corpus.name(number)
+            return sample | {"__shard__": shard, "__key__": key}, False
+        raise ValueError(f"no sample of split {self.corpus.split!r} can be read; the last: {' '.join(broken[-1])}")
 
-    def _neighbours(self, number: int) -> Ids:
-        """`number` and then the usable samples behind it in its shard, round to it again."""
-        shard, _ = self.corpus.place(number)
-        low, high = np.searchsorted(self.usable, self.corpus.starts[shard : shard + 2])
-        mine = self.usable[low:high]
-        return np.roll(mine, -int(np.searchsorted(mine, number)))
+    def _from(self, number: int) -> Iterator[int]:
+        """`number` and then the usable samples behind it, round to it again."""
+        yield number
+        at = int(np.searchsorted(self.usable, number))
+        for i in range(at + 1, at + len(self.usable)):
+            yield int(self.usable[i % len(self.usable)])
+
+
+def too_many_broken(corpus: Corpus, count: int, shard: str, key: str, reason: str) -> ValueError:
+    """The error that stops a run."""
+    return ValueError(
+        f"{count} of {len(corpus)} samples of split {corpus.split!r} are broken, more than data.max_broken allows; "
+        f"for example {key} in {shard}: {reason}. "
+        f"Repair the data (`data check` lists every broken sample) or raise data.max_broken"
+    )
 
 
 class TrainingOrder:
@@ -90,6 +111,11 @@ class TrainingOrder:
 
     def __iter__(self) -> Any:
         return self.plan.micro_batches(self.step, self.rank, self.world)
+
+
+def as_it_is(batch: Any) -> Any:
+    """For DataLoader, which otherwise walks through every list of a batch in search of arrays."""
+    return batch
 
 
 def ignore_signals(_: int) -> None:
@@ -103,32 +129,35 @@ class ShardData(LightningDataModule):
 
     Args:
         spec: path of a data spec, or several to mix.
+        root: where the shards are, instead of the root that the spec names; for one spec only.
         weights: share of samples of each spec; by default each counts by its size.
         sidecars: field -> folder that a predict stage wrote.
         batch_size: samples per micro-batch.
         batch_seconds: instead of batch_size, padded seconds of audio per micro-batch.
         min_seconds: shorter samples are left out and counted.
-        max_seconds: longer samples are cropped to this in training.
+        max_seconds: longer samples are left out and counted.
         lanes: micro-batches per step; the number of processes must divide it. Part of the recipe: changing it changes
             the batches.
         num_workers: processes that decode, per rank; no influence on what is read.
         seed: of everything drawn.
         window: samples shuffled together.
-        max_broken: share of the samples of a split that may turn out to be unreadable before the run stops.
+        max_broken: share of the samples of a split that may be unreadable; with more the run stops.
         predict_splits: what `predict` goes through.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ()
+    fields: tuple[str, ...] = ()
+    crops: ClassVar[bool] = False  # whether samples longer than max_seconds are cropped to it rather than left out
 
     def __init__(
         self,
         spec: str | list[str],
+        root: str | None = None,
         weights: list[float] | None = None,
         sidecars: dict[str, str] | None = None,
         batch_size: int | None = None,
         batch_seconds: float | None = None,
         min_seconds: float = 0.025,
-        max_seconds: float = 15.6,
+        max_seconds: float = float("inf"),
         lanes: int = 2,
         num_workers: int = 1,
         seed: int = 0,
@@ -139,15 +168,24 @@ class ShardData(LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have no shard left to predict
         self.specs = [DataSpec.read(Path(path)) for path in ([spec] if isinstance(spec, str) else spec)]
+        if root is not None and len(self.specs) > 1:
+            raise ValueError(f"root={root!r} is for one spec, but there are {len(self.specs)}; set `root` in each spec")
+        if root is not None:
+            self.specs = [self.specs[0].with_root(root)]
         if weights is not None and len(weights) != len(self.specs):
             raise ValueError(f"{len(weights)} weights for {len(self.specs)} specs; give one for each")
         self.weights, self.sidecars = weights, sidecars or {}
+        if min_seconds > max_seconds:
+            raise ValueError(f"min_seconds={min_seconds} is above max_seconds={max_seconds}; no sample is between")
+        if not 0 <= max_broken <= 1:
+            raise ValueError(f"max_broken={max_broken} is a share of the samples; it must be in 0..1")
         self.rule = BatchRule(batch_size, batch_seconds, max_seconds)
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
         self.lanes, self.num_workers, self.seed, self.window = lanes, num_workers, seed, window
         self.max_broken = max_broken
         self.predict_splits = tuple(predict_splits)
-        self.broken: dict[tuple[str, str], str] = {}  # (shard, key) -> reason, over the whole run
+        self.broken: dict[str, dict[str, str]] = {}  # shard -> key -> reason, over the whole run
+        self.resumed_on: dict[str, Any] | None = None  # identity of the training corpus of a resumed run
         self.corpora: dict[str, Corpus] = {}
         self.usable: dict[str, Ids] = {}  # per opened split
         self.finished: Callable[[], set[str]] = set  # says which shards need no prediction; a writer sets it
@@ -178,29 +216,44 @@ class ShardData(LightningDataModule):
             corpus = Corpus(self.specs, split, self.fields, self.sidecars)
             self.check(corpus)
             self.corpora[split] = corpus
-            self.usable[split] = self._find_usable(corpus)
+            self.usable[split] = self.find_usable(corpus)
+            self._check_resumed()
         return self.corpora[split]
 
     def check(self, corpus: Corpus) -> None:
         """Raise ValueError when what was opened does not fit this module; a subclass adds its own rules."""
 
-    def _find_usable(self, corpus: Corpus) -> Ids:
-        """Numbers of the samples whose headers can be read and that are long enough, ascending."""
-        if "audio" not in corpus.fields:
-            return np.arange(len(corpus))
-        for number, reason in corpus.problems().items():
-            self._count_broken(*corpus.name(number), reason)
-        short = (corpus.num_samples > 0) & (corpus.seconds < self.min_seconds)
-        if short.any():
-            text = "%s: %d of %d samples are under %g s and left out"
-            log.warning(text, corpus.split, short.sum(), len(short), self.min_seconds)
-        return np.flatnonzero((corpus.num_samples > 0) & ~short)
+    def problems(self, corpus: Corpus) -> dict[int, str]:
+        """Number -> reason, for the samples that are known to be broken before they are read."""
+        return corpus.problems()
+
+    def find_usable(self, corpus: Corpus) -> Ids:
+        """Numbers of the samples that are not known to be broken and have a fitting length, ascending."""
+        problems, good = self.problems(corpus), np.ones(len(corpus), dtype=bool)
+        for number, reason in problems.items():
+            good[number] = False
+            self._note_broken(*corpus.name(number), reason)
+        if problems:
+            self._check_broken(corpus)
+        if "audio" not in self.fields:
+            return np.flatnonzero(good)
+        fits = (corpus.seconds >= self.min_seconds) & (self.crops | (corpus.seconds <= self.max_seconds))
+        if count := int((good & ~fits).sum()):
+            bounded = not self.crops and self.max_seconds < float("inf")
+            bounds = f"under {self.min_seconds:g} s" + (f" or over {self.max_seconds:g} s" if bounded else "")
+            log.warning("%s: %d of %d samples are %s and left out", corpus.split, count, len(corpus), bounds)
+        return np.flatnonzero(good & fits)
 
     # -- loaders -----------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        order = TrainingOrder(self.plan(), self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size)
+        plan, trainer = self.plan(), self.trainer
+        order = TrainingOrder(plan, trainer.global_step, trainer.global_rank, trainer.world_size)
+        first = plan.epoch(0)
+        used, drawn = sum(len(batch) for lane in first for batch in lane), len(plan.order(0))
+        text = "the first epoch is %d steps of %d micro-batches; %d of its %d samples are left over"
+        log.info(text, len(first[0]), plan.lanes, drawn - used, drawn)
         return self.loader("train", order, training=True)
 
     def plan(self) -> Plan:
@@ -234,11 +287,14 @@ class ShardData(LightningDataModule):
 
     def loader(self, split: str, order: Any, training: bool) -> DataLoader:
         """A DataLoader that makes the micro-batches of `order`."""
-        reader = Reader(self.corpus(split), self.usable[split], *self.transforms(training), self.seed, training)
+        corpus = self.corpus(split)
+        prepare, collate = self.transforms(training)
+        most_tries = max(100, int(self.max_broken * len(corpus)))  # a few let the main process say it better
         return DataLoader(
-            reader,
+            Reader(corpus, self.usable[split], prepare, collate, self.seed, training, most_tries),
             sampler=order,
             batch_size=None,
+            collate_fn=as_it_is,
             num_workers=self.num_workers,
             prefetch_factor=4 if self.num_workers else None,
             persistent_workers=training and self.num_workers > 0,
@@ -251,33 +307,57 @@ class ShardData(LightningDataModule):
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if isinstance(batch, dict):
-            for shard, key, reason in batch.pop("__broken__", ()):
-                self._count_broken(shard, key, reason)
+        for shard, key, reason in batch.pop("__broken__", ()) if isinstance(batch, dict) else ():
+            self._note_broken(shard, key, reason)
+            for corpus in self.corpora.values():
+                if shard in corpus.paths:
+                    self._check_broken(corpus)
         return batch
 
-    def _count_broken(self, shard: str, key: str, reason: str) -> None:
-        if (shard, key) in self.broken:
-            return
-        self.broken[shard, key] = reason
-        log.warning("broken sample %s in %s: %s", key, shard, reason)
-        for split, corpus in self.corpora.items():
-            inside = {index.path for index in corpus.shards}
-            count = sum(1 for place, _ in self.broken if place in inside)
-            if shard in inside and count > self.max_broken * len(corpus):
-                raise RuntimeError(
-                    f"{count} of {len(corpus)} samples of split {split!r} are broken, more than "
-                    f"max_broken={self.max_broken}; the last: {key} in {shard}: {reason}. "
-                    f"Repair the data (`data check` lists every broken sample) or raise data.max_broken"
-                )
+    def _note_broken(self, shard: str, key: str, reason: str) -> None:
+        known = self.broken.setdefault(shard, {})
+        if key not in known:
+            known[key] = reason
+            log.warning("broken sample %s in %s: %s", key, shard, reason)
+
+    def _check_broken(self, corpus: Corpus) -> None:
+        found = [(s, key, reason) for s in corpus.paths for key, reason in self.broken.get(s, {}).items()]
+        if len(found) > self.max_broken * len(corpus):
+            raise too_many_broken(corpus, len(found), *found[-1])
+
+    # -- resuming ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        everywhere: list[Mapping[tuple[str, str], str]] = [self.broken]
+        """Every rank's broken samples, which all ranks know from then on, and what the run is trained on."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            everywhere = [{}] * torch.distributed.get_world_size()
+            everywhere: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(everywhere, self.broken)
-        merged = {place: reason for part in everywhere for place, reason in part.items()}
-        return {"broken": [[*place, reason] for place, reason in sorted(merged.items())]}
+            for part in everywhere:
+                self._learn_broken(part)
+        identity = self.corpora["train"].identity if "train" in self.corpora else self.resumed_on
+        return {"broken": self.broken, "data": identity}
+
+    def _learn_broken(self, broken: dict[str, dict[str, str]]) -> None:
+        for shard, known in broken.items():
+            self.broken[shard] = self.broken.get(shard, {}) | known
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.broken = {(shard, key): reason for shard, key, reason in state_dict["broken"]}
+        """Go on with the counts of a run. Raises ValueError when training would go on with other data."""
+        self._learn_broken(state_dict["broken"])
+        if self.trainer is None or self.trainer.state.fn == "fit":
+            self.resumed_on = state_dict["data"]
+            self._check_resumed()
+
+    def _check_resumed(self) -> None:
+        if self.resumed_on is None or "train" not in self.corpora:
+            return
+        before, now = self.resumed_on, self.corpora["train"].identity
+        if before == now:
+            return
+        same = before["shards"] == now["shards"] and before["samples"] == now["samples"]
+        raise ValueError(
+            f"the training data changed since the checkpoint was written: it was {before['samples']} samples in "
+            f"{len(before['shards'])} shards, now it is {now['samples']} in {len(now['shards'])}"
+            f"{' with other keys or lengths' if same else ''}; the plan would go on with other samples than it began "
+            f"with. Bring back the old data, or start a new run (another --workdir, or --rerun)"
+        )

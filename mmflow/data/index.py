@@ -12,27 +12,31 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import tarfile
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
 import safetensors.numpy
-import soundfile
 
 from mmflow.atomic import atomic_file
-from mmflow.data.decode import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES, BadSample
+from mmflow.data.decode import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES, BadSample, audio_size, kind_of
 from mmflow.data.remote import cache_folder, fetch, is_remote
 from mmflow.data.writer import META_KEY
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 SERIAL_BYTES = 64 * 2**20  # less than this to index is done before worker processes would have started
+TRANSFERS = 8  # remote shards fetched at a time to be indexed
 OPEN_SHARDS = 128  # per process; well under the usual limit of 1024 open files
+MAX_EXTENSIONS = 64  # per shard; more of them are keys with dots, each of which would cost a table
+MAX_META_BYTES = 2**20
+HIDDEN = re.compile(r"__[^/]*__(/|$)")  # WebDataset readers skip what is in such a folder
 
 
 @dataclass(frozen=True)
@@ -41,21 +45,26 @@ class ShardIndex:
 
     Attributes:
         path: the tar, a local path or a URL.
+        num_bytes: its size.
         keys: sample keys in the order of the tar.
         offsets, sizes: extension -> int64 (N,), place and length of that member in bytes; -1 where a sample lacks it.
-        frames, rates: int64 (N,), audio samples and Hz as the file says; 0 where there is no readable audio.
-        problems: key -> why the sample cannot be used, as far as its headers tell.
+        frames, rates: audio extension -> int64 (N,), samples and Hz as the file says; 0 where there is no such member
+            or none that can be read.
+        problems: audio extension -> key -> why it cannot be read, as far as its header tells.
         meta: what the writer said about the whole shard (sidecars carry their fingerprint here).
+        allow_pipe: whether `path` may be a `pipe:` command.
     """
 
     path: str
+    num_bytes: int
     keys: list[str]
     offsets: dict[str, np.ndarray]
     sizes: dict[str, np.ndarray]
-    frames: np.ndarray
-    rates: np.ndarray
-    problems: dict[str, str] = field(default_factory=dict)
+    frames: dict[str, np.ndarray] = field(default_factory=dict)
+    rates: dict[str, np.ndarray] = field(default_factory=dict)
+    problems: dict[str, dict[str, str]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    allow_pipe: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -71,95 +80,169 @@ class ShardIndex:
             raise BadSample(f"no member .{extension}")
         if size > MAX_MEMBER_BYTES:
             raise BadSample(f".{extension} has {size} bytes, more than {MAX_MEMBER_BYTES}")
-        data = os.pread(_open(self.path).fileno(), size, offset)
+        file = _open(self.path, self.num_bytes, self.allow_pipe)
+        data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
             raise BadSample(f".{extension}: {len(data)} of {size} bytes; the shard is cut off")
         return data
 
 
 @lru_cache(maxsize=OPEN_SHARDS)  # a file that falls out of the cache is closed with its last reference
-def _open(path: str) -> BinaryIO:
-    return fetch(path).open("rb")
+def _open(path: str, num_bytes: int, allow_pipe: bool) -> BinaryIO:
+    file = fetch(path, allow_pipe)
+    found = os.fstat(file.fileno()).st_size
+    if found != num_bytes:
+        raise ValueError(
+            f"{path} has {found} bytes, but had {num_bytes} when it was indexed; start again if it was replaced, "
+            f"or remove {cache_folder()} if it is remote"
+        )
+    return file
 
 
-def build(shard: str) -> ShardIndex:
-    """Read all headers of one tar. A tar that is cut off keeps the samples before the cut; the rest is logged."""
-    path = fetch(shard)
-    keys: dict[str, int] = {}
-    places: dict[str, dict[int, tuple[int, int]]] = {}
-    meta: dict[str, Any] = {}
-    size = path.stat().st_size
-    with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
-        try:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                key, _, extension = name.partition(".")
-                if member.name == f"{META_KEY}.json":
-                    meta = json.load(tar.extractfile(member))  # type: ignore[arg-type]
-                elif member.isfile() and extension and not folder.startswith("__"):
-                    if member.offset_data + member.size > size:
-                        raise tarfile.ReadError(f"member {member.name!r} ends past the end of the file")
-                    row = keys.setdefault(f"{folder}/{key}" if folder else key, len(keys))
-                    places.setdefault(extension.lower(), {})[row] = (member.offset_data, member.size)
-        except tarfile.TarError as error:
-            log.warning("%s is damaged after %d samples (%s); the rest of it is not used", shard, len(keys), error)
-    offsets, sizes = {}, {}
-    for extension, found in places.items():
-        table = np.full((len(keys), 2), -1, dtype=np.int64)
-        table[list(found)] = list(found.values())
-        offsets[extension], sizes[extension] = table[:, 0].copy(), table[:, 1].copy()
-    zeros = np.zeros(len(keys), dtype=np.int64)
-    index = ShardIndex(shard, list(keys), offsets, sizes, zeros, zeros.copy(), {}, meta)
-    _measure_audio(index)
+class _Member(io.RawIOBase):
+    """One member of an open tar as a file, so that a header is read without the rest."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self.handle, self.offset, self.size, self.at = file.fileno(), offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = max(0, offset + (0, self.at, self.size)[whence])
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = os.pread(self.handle, max(0, min(len(view), self.size - self.at)), self.offset + self.at)
+        view[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+
+def build(shard: str, allow_pipe: bool = False) -> ShardIndex:
+    """Read all headers of one tar. A tar that is damaged keeps the samples before that place; the rest is logged.
+
+    Raises tarfile.TarError when not even its first header can be read, ValueError for keys with dots.
+    """
+    with fetch(shard, allow_pipe) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        keys, places, meta = _scan(file, num_bytes, shard)
+        offsets, sizes = {}, {}
+        for extension, found in places.items():
+            table = np.full((len(keys), 2), -1, dtype=np.int64)
+            table[list(found)] = list(found.values())
+            offsets[extension], sizes[extension] = table[:, 0].copy(), table[:, 1].copy()
+        index = ShardIndex(shard, num_bytes, keys, offsets, sizes, meta=meta, allow_pipe=allow_pipe)
+        _measure_audio(index, file)
     return index
 
 
-def _measure_audio(index: ShardIndex) -> None:
-    """Fill in frames and rates from the audio headers."""
-    for row, key in enumerate(index.keys):
-        extension = index.extension(row, list(AUDIO_EXTENSIONS))
-        if extension is None:
-            continue
+Places = dict[str, dict[int, tuple[int, int]]]  # extension -> row -> (offset, size)
+
+
+def _scan(file: BinaryIO, num_bytes: int, shard: str) -> tuple[list[str], Places, dict[str, Any]]:
+    """Keys, places of all members, and the writer's meta."""
+    rows: dict[str, int] = {}
+    places: Places = {}
+    meta: dict[str, Any] = {}
+    passed_over = []
+    with tarfile.open(fileobj=file, mode="r:") as tar:
         try:
-            info = soundfile.info(io.BytesIO(index.read(row, extension)))
-            index.frames[row], index.rates[row] = info.frames, info.samplerate
-            if info.frames <= 0:
-                index.problems[key] = "no audio samples"
-        except (soundfile.SoundFileError, BadSample) as error:
-            index.problems[key] = f"not readable audio: {error}"
+            for member in tar:
+                if not 0 <= member.size <= num_bytes - member.offset_data:
+                    raise tarfile.ReadError(f"member {member.name!r} ends past the end of the file")
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                plain = member.isreg() and not member.issparse()
+                if member.name == f"{META_KEY}.json" and plain and member.size <= MAX_META_BYTES:
+                    meta = _parse_meta(os.pread(file.fileno(), member.size, member.offset_data))
+                elif member.isdir() or HIDDEN.match(member.name):
+                    continue
+                elif plain and stem and extension.isascii() and extension.isprintable() and extension:
+                    row = rows.setdefault(f"{folder}/{stem}" if folder else stem, len(rows))
+                    places.setdefault(extension.lower(), {})[row] = (member.offset_data, member.size)
+                else:
+                    passed_over.append(member.name)
+                if len(places) > MAX_EXTENSIONS:
+                    raise ValueError(
+                        f"{shard} has more than {MAX_EXTENSIONS} different extensions, the last .{extension} of "
+                        f"{member.name!r}: a name is cut at its first dot, so keys must have none"
+                    )
+            _check_end(file, tar.offset)
+        except tarfile.TarError as error:
+            log.warning("%s is damaged after %d samples (%s); the rest of it is not used", shard, len(rows), error)
+    if passed_over:
+        text = "%s: %d members are links, special files or without key and extension, and not used; first %r"
+        log.warning(text, shard, len(passed_over), passed_over[0])
+    return list(rows), places, meta
+
+
+def _parse_meta(data: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise tarfile.ReadError(f"{META_KEY}.json cannot be read: {error}") from error
+
+
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """Raise ReadError unless a tar ends at `offset`: at a header that it cannot read, tarfile stops without a word."""
+    block = os.pread(file.fileno(), tarfile.BLOCKSIZE, offset)
+    if not block:
+        raise tarfile.ReadError("its end is missing, so it may be cut off")
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"no header at byte {offset}")
+
+
+def _measure_audio(index: ShardIndex, file: BinaryIO) -> None:
+    """Fill in frames, rates and problems from the audio headers."""
+    for extension in index.offsets:
+        if kind_of(extension) not in AUDIO_EXTENSIONS:
+            continue
+        frames, rates = index.frames[extension], index.rates[extension] = np.zeros((2, len(index)), dtype=np.int64)
+        problems = index.problems[extension] = {}
+        for row, (offset, size) in enumerate(zip(index.offsets[extension], index.sizes[extension], strict=True)):
+            if offset < 0:
+                continue
+            try:
+                if size > MAX_MEMBER_BYTES:
+                    raise BadSample(f"{size} bytes, more than {MAX_MEMBER_BYTES}")
+                frames[row], rates[row] = audio_size(io.BufferedReader(_Member(file, int(offset), int(size))))
+            except BadSample as error:
+                problems[index.keys[row]] = str(error)
+
+
+TABLES = ("offsets", "sizes", "frames", "rates")
 
 
 def _save(index: ShardIndex, path: Path, stamp: dict[str, str]) -> None:
-    arrays = {"keys": np.frombuffer("\n".join(index.keys).encode(), dtype=np.uint8)}
-    arrays |= {"frames": index.frames, "rates": index.rates}
-    arrays |= {f"offsets/{extension}": values for extension, values in index.offsets.items()}
-    arrays |= {f"sizes/{extension}": values for extension, values in index.sizes.items()}
-    extra = {"problems": json.dumps(index.problems), "meta": json.dumps(index.meta)}
+    arrays = {"keys": np.frombuffer(json.dumps(index.keys).encode(), dtype=np.uint8)}  # keys may be any text
+    for table in TABLES:
+        arrays |= {f"{table}/{extension}": values for extension, values in getattr(index, table).items()}
+    said = {"num_bytes": index.num_bytes, "problems": index.problems, "meta": index.meta}
     with atomic_file(path) as file:
-        file.write(safetensors.numpy.save(arrays, metadata=stamp | extra))
+        file.write(safetensors.numpy.save(arrays, metadata=stamp | {"said": json.dumps(said)}))
 
 
-def _load(path: str, index_path: Path, stamp: dict[str, str]) -> ShardIndex | None:
+def _load(shard: str, path: Path, stamp: dict[str, str], allow_pipe: bool) -> ShardIndex | None:
     """The stored index, or None when there is none that fits the shard."""
     try:
-        with safetensors.safe_open(index_path, framework="numpy") as file:
-            said = file.metadata() or {}
-            if any(said.get(name) != value for name, value in stamp.items()):
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if any(metadata.get(name) != value for name, value in stamp.items()):
                 return None
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, safetensors.SafetensorError):
         return None
-    text = arrays["keys"].tobytes().decode()
-    return ShardIndex(
-        path=path,
-        keys=text.split("\n") if text else [],
-        offsets={name.partition("/")[2]: a for name, a in arrays.items() if name.startswith("offsets/")},
-        sizes={name.partition("/")[2]: a for name, a in arrays.items() if name.startswith("sizes/")},
-        frames=arrays["frames"],
-        rates=arrays["rates"],
-        problems=json.loads(said["problems"]),
-        meta=json.loads(said["meta"]),
-    )
+    keys = json.loads(arrays.pop("keys").tobytes())
+    tables: dict[str, Any] = {table: {} for table in TABLES}
+    for name, values in arrays.items():
+        table, _, extension = name.partition("/")
+        tables[table][extension] = values
+    return ShardIndex(path=shard, keys=keys, allow_pipe=allow_pipe, **tables, **json.loads(metadata["said"]))
 
 
 def _places(shard: str) -> tuple[dict[str, str], list[Path]]:
@@ -175,19 +258,20 @@ def _places(shard: str) -> tuple[dict[str, str], list[Path]]:
     return {"version": str(VERSION), **stamp}, [*places, cached]
 
 
-def open_shard(shard: str) -> ShardIndex:
-    """The index of one shard (path or URL), read from disk, or built and stored.
-
-    Raises ValueError when it is not a tar file.
-    """
+def _stored(shard: str, allow_pipe: bool) -> ShardIndex | None:
+    """The index of one shard if it stands somewhere."""
     stamp, places = _places(shard)
-    for place in places:
-        if (index := _load(shard, place, stamp)) is not None:
-            return index
+    found = (_load(shard, place, stamp, allow_pipe) for place in places)
+    return next((index for index in found if index is not None), None)
+
+
+def _make(shard: str, allow_pipe: bool) -> ShardIndex:
+    """Build the index of one shard and store it where that is possible."""
+    stamp, places = _places(shard)
     try:
-        index = build(shard)
+        index = build(shard, allow_pipe)
     except tarfile.TarError as error:
-        raise ValueError(f"{shard} is not a tar file ({error}); remove it or make the shards again") from error
+        raise ValueError(f"{shard} is not a plain tar file ({error}); remove it or make the shards again") from error
     for place in places:
         try:
             _save(index, place, stamp)
@@ -197,13 +281,30 @@ def open_shard(shard: str) -> ShardIndex:
     return index
 
 
-def open_shards(shards: list[str]) -> list[ShardIndex]:
+def open_shard(shard: str, allow_pipe: bool = False) -> ShardIndex:
+    """The index of one shard (path or URL), read from disk, or built and stored.
+
+    Raises ValueError when it is not a tar file, or a `pipe:` command without `allow_pipe`.
+    """
+    index = _stored(shard, allow_pipe)
+    return _make(shard, allow_pipe) if index is None else index  # an empty shard is falsy
+
+
+def open_shards(shards: list[str], allow_pipe: bool = False) -> list[ShardIndex]:
     """The indexes of many shards; missing ones are built in parallel."""
-    missing = [s for s in shards if not any(place.exists() for place in _places(s)[1])]
-    sizes = [0 if is_remote(shard) else Path(shard).stat().st_size for shard in missing]
-    if len(missing) > 1 and sum(sizes) > SERIAL_BYTES:
+    found = {shard: _stored(shard, allow_pipe) for shard in shards}
+    missing = [shard for shard, index in found.items() if index is None]
+    remote = [shard for shard in missing if is_remote(shard)]
+    local = [shard for shard in missing if not is_remote(shard)]
+    make = partial(_make, allow_pipe=allow_pipe)
+    with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as threads:  # they mostly wait
+        found |= zip(remote, threads.map(make, remote), strict=True)
+    processes = min(len(local), len(os.sched_getaffinity(0)))
+    if processes > 1 and sum(Path(shard).stat().st_size for shard in local) > SERIAL_BYTES:
         # spawned, not forked: the parent may hold locks of torch's threads
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=context) as pool:
-            list(pool.map(open_shard, missing))
-    return [open_shard(shard) for shard in shards]
+        with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+            found |= zip(local, pool.map(make, local), strict=True)
+    else:
+        found |= zip(local, map(make, local), strict=True)
+    return [index for shard in shards if (index := found[shard]) is not None]

@@ -37,9 +37,10 @@ def check(spec: DataSpec) -> tuple[dict[str, dict[str, float]], list[tuple[str, 
     Returns per split the number of shards, samples, hours of audio, mean seconds and broken samples, and a list of
     (shard, key, reason) for each broken sample and each key that occurs twice.
     """
-    table, broken = {}, []
+    table: dict[str, dict[str, float]] = {}
+    broken: list[tuple[str, str, str]] = []
     for split in present_splits(spec):
-        held = {e for shard in open_shards(spec.shards(split)) for e in shard.offsets}
+        held = {e for shard in open_shards(spec.shards(split), spec.allow_pipe) for e in shard.offsets}
         corpus = Corpus([spec], split, [field for field, kinds in spec.fields.items() if held & set(kinds)])
         before = len(broken)
         for number in range(len(corpus)):
@@ -68,7 +69,7 @@ def check(spec: DataSpec) -> tuple[dict[str, dict[str, float]], list[tuple[str, 
 
 def pick(spec: DataSpec, split: str, count: int, units: Path | None = None) -> Iterator[dict[str, Any]]:
     """`count` samples spread evenly over a split, decoded, with the units of a sidecar if given."""
-    held = {e for shard in open_shards(spec.shards(split)) for e in shard.offsets}
+    held = {e for shard in open_shards(spec.shards(split), spec.allow_pipe) for e in shard.offsets}
     fields = [field for field, kinds in spec.fields.items() if held & set(kinds)]
     corpus = Corpus([spec], split, fields + ["units"] * (units is not None), {"units": str(units)} if units else None)
     for number in np.unique(np.linspace(0, len(corpus) - 1, count).round().astype(int)):

@@ -7,8 +7,8 @@ divides `lanes` makes the same steps from the same samples. One epoch of the pla
    several sources are woven together evenly by weight.
 2. The order is cut into `lanes` segments, equal to within one sample. A lane reads its own few shards, in order.
 3. Within a lane, each `window` of samples is shuffled and cut into batches, by count or so that similar lengths meet.
-4. All lanes give the number of batches that the shortest one has; the rest of the epoch's samples is the remainder,
-   at most the surplus batches of the other lanes plus, when batching by count, less than one batch per lane.
+4. All lanes give the number of batches that the shortest one has. What is left of the epoch is its `remainder`: the
+   surplus batches of the other lanes and, when batching by count, less than one batch per lane.
 """
 
 import itertools
@@ -40,7 +40,9 @@ class BatchRule:
             raise ValueError(f"give either a batch size or a batch length; got size={self.size}, length={self.length}")
         if self.size is not None and self.size < 1:
             raise ValueError(f"batch size {self.size} must be at least 1")
-        if self.length is not None and np.isfinite(self.max_length) and self.length < self.max_length:
+        if self.length is not None and not 0 < self.length < float("inf"):
+            raise ValueError(f"batch length {self.length} must be a number above 0")
+        if self.length is not None and self.length < self.max_length < float("inf"):
             raise ValueError(
                 f"batch length {self.length} is under the length {self.max_length} that one sample may have"
             )
@@ -53,14 +55,14 @@ class BatchRule:
         cost = np.minimum(lengths[ids], self.max_length)
         by_length = np.argsort(cost, kind="stable")
         ids, cost = ids[by_length], cost[by_length]
+        # sample i is the longest of a batch that ends with it, which fits if it starts at `earliest[i]` or later
+        places = np.arange(len(ids))
+        earliest = places + 1 - np.floor(self.length / np.maximum(cost, 1e-9))
+        ends = np.maximum(np.searchsorted(earliest, places, side="right"), places + 1).tolist()
         batches, start = [], 0
         while start < len(ids):
-            # the padded length of ids[start:end] grows with end, so the largest end that fits is found by bisection
-            most = min(len(ids), start + max(1, int(self.length / max(cost[start], 1e-9))))
-            padded = cost[start:most] * np.arange(1, most - start + 1)
-            end = start + max(1, int(np.searchsorted(padded, self.length, side="right")))
-            batches.append(ids[start:end])
-            start = end
+            batches.append(ids[start : ends[start]])
+            start = ends[start]
         return batches
 
 
@@ -113,17 +115,28 @@ class Plan:
     def __post_init__(self) -> None:
         if self.lanes < 1:
             raise ValueError(f"lanes={self.lanes} must be at least 1")
-        if not self.epoch(0)[0]:
+        if self.window < 1:
+            raise ValueError(f"window={self.window} must be at least 1")
+        if not all(map(len, self.sources)):
+            raise ValueError(f"a source has no sample; the sources have {[len(source) for source in self.sources]}")
+        weights = [1.0 if source.weight is None else source.weight for source in self.sources]
+        if not all(0 < weight < float("inf") for weight in weights):
+            raise ValueError(f"weights {weights} must all be numbers above 0; leave a source out instead")
+        if sum(self._shares()) // self.lanes < (self.rule.size or 1):
             raise ValueError(
                 f"{sum(map(len, self.sources))} samples do not make one batch for each of lanes={self.lanes} "
                 f"with {self.rule}; lower lanes or the batch size, or add data"
             )
 
-    def order(self, epoch: int) -> Ids:
-        """All samples of one epoch in reading order."""
+    def _shares(self) -> list[int]:
+        """Samples of each source in one epoch."""
         total = sum(map(len, self.sources))
         weights = np.array([len(s) if s.weight is None else s.weight for s in self.sources], dtype=float)
-        shares = np.rint(total * weights / weights.sum()).astype(int)
+        return np.rint(total * weights / weights.sum()).astype(int).tolist()
+
+    def order(self, epoch: int) -> Ids:
+        """All samples of one epoch in reading order."""
+        shares = self._shares()
         parts = [self._walk(number, epoch * n, (epoch + 1) * n) for number, n in enumerate(shares)]
         if len(parts) == 1:
             return parts[0]
@@ -142,19 +155,26 @@ class Plan:
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
     def epoch(self, epoch: int) -> list[list[Ids]]:
-        """The batches of each lane; all lanes have the same number. May be none for a later, shorter epoch."""
+        """The batches of each lane; all lanes have the same number."""
         order = self.order(epoch)
         cuts = [lane * len(order) // self.lanes for lane in range(self.lanes + 1)]
         lanes = [self._batches(order[a:b], epoch, lane) for lane, (a, b) in enumerate(itertools.pairwise(cuts))]
         shortest = min(map(len, lanes))
         return [batches[:shortest] for batches in lanes]
 
+    def remainder(self, epoch: int) -> Ids:
+        """Samples of `order(epoch)` that are in no batch of that epoch, ascending."""
+        count = len(self.lengths)
+        used = np.concatenate([batch for batches in self.epoch(epoch) for batch in batches])
+        left = np.bincount(self.order(epoch), minlength=count) - np.bincount(used, minlength=count)
+        return np.repeat(np.arange(count), left)
+
     def _batches(self, segment: Ids, epoch: int, lane: int) -> list[Ids]:
         draw = np.random.default_rng([self.seed, 2, epoch, lane])
         windows = [draw.permutation(segment[i : i + self.window]) for i in range(0, len(segment), self.window)]
         if self.rule.size is not None:
-            whole = np.concatenate(windows) if windows else segment
-            return self.rule.cut(whole[: len(whole) // self.rule.size * self.rule.size], self.lengths)
+            batches = self.rule.cut(np.concatenate(windows or [segment]), self.lengths)
+            return [batch for batch in batches if len(batch) == self.rule.size]
         batches = []
         for window in windows:
             cut = self.rule.cut(window, self.lengths)

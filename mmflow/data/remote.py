@@ -1,12 +1,16 @@
 """Shards at URLs, copied whole into a cache that all processes of a machine share and that stays within a bound."""
 
+import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
 
-from mmflow.atomic import atomic_file, locked
+from mmflow.atomic import atomic_file, locked, remove_parts
 
 log = logging.getLogger(__name__)
 
@@ -24,44 +28,57 @@ def is_remote(shard: str) -> bool:
     return "://" in shard or shard.startswith("pipe:")
 
 
-def fetch(shard: str) -> Path:
-    """A local file with the bytes of `shard`: the path itself, or the cached copy of a URL.
+def fetch(shard: str, allow_pipe: bool = False) -> BinaryIO:
+    """An open local file with the bytes of `shard`: the file itself, or the cached copy of a URL.
 
-    Raises OSError naming the URL when it cannot be read to its end.
+    What is open stays readable when the copy is evicted. Two processes that want the same shard fetch it once.
+    A shard at a URL is taken never to change.
+
+    Raises ValueError for a `pipe:` command without `allow_pipe`; OSError naming the URL when it cannot be read to its
+    end.
     """
     if not is_remote(shard):
-        return Path(shard)
-    folder = cache_folder() / "shards"
-    copy = folder / f"{hashlib.sha256(shard.encode()).hexdigest()[:24]}.tar"
-    with locked(copy.with_suffix(".lock")):  # one process fetches, the others of this machine wait for it
-        if not copy.exists():
-            _download(shard, copy)
-            _evict(folder, keep=copy)
-        os.utime(copy)  # the eviction order is by last use
-    return copy
+        return Path(shard).open("rb")
+    if urlsplit(shard).scheme == "pipe" and not allow_pipe:  # found as WebDataset finds it
+        raise ValueError(f"{shard!r} would run a shell command; set allow_pipe: true in the data spec if you trust it")
+    copy = cache_folder() / "shards" / hashlib.sha256(shard.encode()).hexdigest()[:24] / "shard.tar"
+    file: BinaryIO
+    with locked(copy.with_name("lock")):
+        try:
+            file, is_new = copy.open("rb"), False
+        except FileNotFoundError:
+            remove_parts(copy.parent)  # of a process that was killed while it fetched
+            file, is_new = _download(shard, copy), True
+    os.utime(file.fileno())  # the order of eviction is that of last use
+    if is_new:
+        _evict(copy.parents[1], keep=copy)
+    return file
 
 
-def _download(url: str, copy: Path) -> None:
+def _download(url: str, copy: Path) -> BinaryIO:
     import webdataset  # here, because it imports torch, which specs and `--help` do without
 
     log.info("fetching %s", url)
     try:
         with webdataset.gopen(url) as stream, atomic_file(copy) as file:
             shutil.copyfileobj(stream, file, 2**20)
-            if file.tell() == 0:
-                raise OSError("no bytes came")
             if hasattr(stream, "wait_for_child"):  # curl's exit status tells a cut-off transfer from a whole one
                 stream.wait_for_child()
+            if file.tell() == 0:
+                raise OSError(errno.EIO, "no bytes came")
+            return Path(file.name).open("rb")  # before it gets its name, under which another process may evict it
     except OSError as error:
-        raise OSError(error.errno or 5, f"cannot fetch the shard: {error}", url) from error
+        reason = re.sub(r".*(exit -?\d+).*", r"the transfer ended with \1", str(error), flags=re.S)
+        raise OSError(error.errno or errno.EIO, f"cannot fetch the shard: {reason}", url) from error
 
 
 def _evict(folder: Path, keep: Path) -> None:
-    """Delete the copies used longest ago until the rest fits the bound. Open files stay readable until closed."""
+    """Delete the copies used longest ago until the rest fits the bound."""
     bound = int(os.environ.get("MMFLOW_CACHE_BYTES", CACHE_BYTES))
-    copies = sorted(folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)
-    total = sum(path.stat().st_size for path in copies)
-    for path in copies:
-        if total > bound and path != keep:
-            total -= path.stat().st_size
-            path.unlink()
+    with locked(folder / "eviction.lock"):
+        copies = {path: path.stat() for path in folder.glob("*/*.tar")}
+        total = sum(status.st_size for status in copies.values())
+        for path in sorted(copies, key=lambda path: copies[path].st_mtime_ns):
+            if total > bound and path != keep:
+                total -= copies[path].st_size
+                path.unlink()

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
-from mmflow.data.corpus import Corpus
+from mmflow.data.corpus import Corpus, sidecar_path
 from mmflow.data.datamodule import ShardData
 from mmflow.data.index import open_shard
 from mmflow.data.writer import TarShard
@@ -35,40 +35,47 @@ class SidecarWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.field, self.folder = field, folder
         self.waiting: dict[str, dict[str, np.ndarray]] = {}  # shard path -> key -> prediction
-        self.left: dict[str, int] = {}  # shard path -> samples still to come
+        self.left: dict[str, int] = {}  # shard path -> samples still to come, for shards with any
         self.where: dict[str, tuple[Corpus, int, Path]] = {}  # shard path -> its corpus, number there, and sidecar
-
-    def target(self, corpus: Corpus, shard: int, root: str) -> Path:
-        """Where the sidecar of a shard stands."""
-        folder = Path(self.folder) if self.folder else Path(root) / "shards"
-        return folder / corpus.spec_of[shard].name / Path(corpus.shards[shard].path.split("?")[0]).name
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.finished = partial(self.finished, data, pl_module, trainer.default_root_dir)
+        data.finished = partial(self.finished, data, pl_module, trainer)
 
-    def finished(self, data: ShardData, module: LightningModule, root: str) -> set[str]:
+    def finished(self, data: ShardData, module: Any, trainer: Trainer) -> set[str]:
         """The shards whose sidecars stand already. Raises ValueError for one that was made in another way."""
-        found = set()
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "shards")
         for split in data.predict_splits:
             corpus = data.corpus(split)
-            for number, index in enumerate(corpus.shards):
-                path = self.target(corpus, number, root)
-                self.where[index.path] = corpus, number, path
-                if path.exists() and self._is_finished(path, module.sidecar_meta):
-                    found.add(index.path)
+            for number, (spec, index) in enumerate(zip(corpus.spec_of, corpus.shards, strict=True)):
+                self.where[index.path] = corpus, number, sidecar_path(folder, spec, index.path)
             for ids in corpus.by_shard(data.usable[split]):
                 self.left[corpus.name(int(ids[0]))[0]] = len(ids)
+        self._check_places()
+        found = {shard for shard, (_, _, path) in self.where.items() if path.exists()}
+        # as the first rank sees it, for another may already have published when a late one looks, and then the shards
+        # would be dealt from two different lists
+        found = trainer.strategy.broadcast(found)
+        for shard in found:
+            self._check_made(self.where[shard][2], module.sidecar_meta)
         if found:
             log.info("%d of %d sidecar shards stand already", len(found), len(self.where))
         return found
 
-    def _is_finished(self, path: Path, meta: dict[str, Any]) -> bool:
+    def _check_places(self) -> None:
+        owners: dict[Path, str] = {}
+        for shard, (_, _, path) in self.where.items():
+            if owners.setdefault(path, shard) != shard:
+                raise ValueError(
+                    f"{owners[path]} and {shard} would both have the sidecar {path}; give shards of one spec different "
+                    f"names, or put them below its root"
+                )
+
+    def _check_made(self, path: Path, meta: dict[str, Any]) -> None:
         stored = open_shard(str(path)).meta
         if stored != meta:
             raise ValueError(f"{path} was made by {stored}, not by {meta}; remove its folder or choose another")
-        return True
 
     @override
     def write_on_batch_end(
@@ -92,22 +99,25 @@ class SidecarWriter(BasePredictionWriter):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # here and not in on_predict_end, which Lightning does not call on a rank that had nothing to predict
+        if stage != "predict":
+            return
         trainer.strategy.barrier()
-        if trainer.is_global_zero:  # shards without one usable sample still need their keys
-            for shard, (_, _, path) in self.where.items():
-                if not path.exists():
+        if trainer.is_global_zero:
+            for shard in self.where.keys() - self.left.keys():  # without one usable sample, but with keys
+                if not self.where[shard][2].exists():
                     self._publish(shard, pl_module.sidecar_meta)
         trainer.strategy.barrier()
+        targets = [path for _, _, path in self.where.values()]
+        # listed, not asked for one by one: on a network disk the answer to a question of before may still be remembered
+        present = {path for folder in {target.parent for target in targets} for path in folder.iterdir()}
+        absent = [path for path in targets if path not in present]
+        if absent:
+            raise RuntimeError(f"{len(absent)} of {len(self.where)} sidecar shards were not written, first {absent[0]}")
 
-    def _publish(self, shard: str, meta: dict[str, Any]) -> None:
+    def _publish(self, shard: str, meta: Any) -> None:
         corpus, number, path = self.where[shard]
         predictions = self.waiting.pop(shard, {})
         empty = next(iter(predictions.values()), np.empty(0, np.uint16))[:0]
-        tar = TarShard(path, meta)
-        try:
+        with TarShard(path, meta) as tar:
             for key in corpus.shards[number].keys:
                 tar.write({"__key__": key, f"{self.field}.npy": predictions.get(key, empty)})
-        except BaseException as error:
-            tar.discard(error)
-            raise
-        tar.close()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmflow.data.decode import BadSample
 
-IGNORED = frozenset('.,;:!?"()[]-–—“”…')  # punctuation that is not spoken; read as white space
+IGNORED = frozenset('.,;:!?"()[]-–—“”„‘«»…')  # punctuation that is not spoken; read as white space
 
 
 class Characters:
@@ -40,7 +40,7 @@ class Characters:
 
     def decode(self, numbers: Sequence[int]) -> str:
         """Numbers without blanks to text."""
-        return "".join(self.tokens[n] for n in numbers if n >= 4).replace("|", " ").strip()
+        return " ".join("".join(self.tokens[n] for n in numbers if n >= 4).replace("|", " ").split())
 
     def collapse(self, best: Tensor) -> str:
         """The text of one CTC path, int64 (T,): repeats merged, blanks dropped."""

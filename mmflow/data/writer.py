@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -38,7 +39,7 @@ def encode(value: Any) -> bytes:
 
 
 class TarShard:
-    """One tar that appears under its name when `close` succeeds, and never otherwise.
+    """One tar that appears under its name when its block ends without an error or `close` succeeds, never otherwise.
 
     Args:
         path: where the tar goes.
@@ -57,26 +58,29 @@ class TarShard:
             self._tar.write({"__key__": META_KEY, "json": encode(dict(meta))})
 
     def write(self, sample: Mapping[str, Any]) -> None:
-        check_key(sample["__key__"])
+        """Add one sample: `__key__`, and one entry per extension as `encode` takes it."""
         members = {extension: encode(value) for extension, value in sample.items() if extension != "__key__"}
         self.bytes += self._tar.write({"__key__": sample["__key__"], **members})
         self.samples += 1
 
+    def __enter__(self) -> "TarShard":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Publish the shard, or after an error remove what was written; an OSError then names the shard."""
+        with self._stack:
+            if error is None:
+                self._tar.close()
+            else:
+                with contextlib.suppress(OSError):
+                    self._tar.close()  # writes its last bytes, or fails as the writing did
+                raise error
+
     def close(self) -> None:
         """Publish the shard."""
-        try:
-            self._tar.close()
-        except BaseException as error:
-            self._stack.__exit__(type(error), error, error.__traceback__)
-            raise
-        self._stack.close()
-
-    def discard(self, error: BaseException) -> None:
-        """Remove what was written so far."""
-        with contextlib.suppress(OSError):
-            self._tar.close()  # writes its last bytes, or fails as the writing did
-        with contextlib.suppress(type(error)):
-            self._stack.__exit__(type(error), error, error.__traceback__)
+        self.__exit__(None, None, None)
 
 
 class ShardWriter:
@@ -89,8 +93,11 @@ class ShardWriter:
         max_bytes: bytes per shard, exceeded by at most one sample.
     """
 
-    def __init__(self, folder: Path, split: str, max_samples: int = 1000, max_bytes: int = 256 * 2**20) -> None:
+    def __init__(self, folder: Path, split: str, max_samples: int = 256, max_bytes: int = 256 * 2**20) -> None:
         self.folder, self.split = Path(folder), split
+        there = sorted(self.folder.glob(f"{split}-*.tar"))
+        if there:
+            raise ValueError(f"{self.folder} already holds shards of split {split!r}, first {there[0]}; remove them")
         self.max_samples, self.max_bytes = max_samples, max_bytes
         self.keys: set[str] = set()
         self.shards: list[Path] = []
@@ -100,6 +107,7 @@ class ShardWriter:
         """Add one sample: `__key__` and one entry per field extension (bytes, str, dict, list or ndarray)."""
         if sample["__key__"] in self.keys:
             raise ValueError(f"key {sample['__key__']!r} occurs twice in split {self.split!r}; keys must be unique")
+        check_key(sample["__key__"])
         if self._shard and (self._shard.samples >= self.max_samples or self._shard.bytes >= self.max_bytes):
             self._publish()
         if self._shard is None:
@@ -116,8 +124,10 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             self._publish()
         elif self._shard is not None:
-            self._shard.discard(error)
+            self._shard.__exit__(kind, error, trace)

@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from mmflow.data.corpus import Corpus
 from mmflow.data.datamodule import Collate, Prepare, Sample, ShardData
-from mmflow.data.decode import SAMPLE_RATE, BadSample
+from mmflow.data.decode import SAMPLE_RATE, BadSample, decode
 from mmflow.data.plan import Ids
 from mmflow.data.text import Characters
 from mmflow.nn.masking import span_mask
 from mmflow.systems.hubert.model import FRAME_RATE, HOP, RECEPTIVE_FIELD, normalize_utterance, num_frames
 
+CHARACTERS = Characters()
 NPY_HEADER = 128  # bytes before the numbers of a one-dimensional npy
 
 
@@ -62,10 +63,9 @@ class Utterances(ShardData):
         fit_fraction: float = 1.0,
         with_info: bool = False,
         batch_seconds: float | None = 60.0,
-        max_seconds: float = float("inf"),
         **shards: Any,
     ) -> None:
-        super().__init__(batch_seconds=batch_seconds, max_seconds=max_seconds, **shards)
+        super().__init__(batch_seconds=batch_seconds, **shards)
         if not 0 < fit_fraction <= 1:
             raise ValueError(f"fit_fraction={fit_fraction} must be above 0 and at most 1")
         self.fit_fraction = fit_fraction
@@ -84,24 +84,41 @@ class Utterances(ShardData):
 def check_units(corpus: Corpus) -> dict[str, Any]:
     """The clustering that made the units of a split; raises ValueError for units that do not fit the audio.
 
-    Checked without decoding anything: one clustering for all shards, units at 50 Hz, and exactly `num_frames` of them
-    per utterance (none for an utterance that was broken when the units were made).
+    One clustering for all shards, units at 50 Hz, and exactly `num_frames` of them per utterance (none for one that was
+    broken when the units were made) are checked without decoding anything; that they are below the number of clusters,
+    on one utterance per shard, and on all others when they are read.
     """
     first = corpus.joined["units"][0]
     for shard in corpus.joined["units"]:
         for name in ("fingerprint", "num_clusters", "rate", "features"):
-            if shard.meta.get(name) != first.meta.get(name) or name not in shard.meta:
+            if name not in shard.meta:
                 raise ValueError(
-                    f"{shard.path}: its units have {name}={shard.meta.get(name)!r}, those of {first.path} "
-                    f"{first.meta.get(name)!r}; all shards must come from one clustering: run the predict stage again"
+                    f"{shard.path} does not tell the {name} of its units; they must be written by the predict stage of "
+                    f"a clustering: run it again"
                 )
-        if shard.meta["rate"] != FRAME_RATE:
-            raise ValueError(
-                f"{shard.path}: units at {shard.meta['rate']} Hz, the model has {FRAME_RATE} frames a second"
-            )
-    sizes = np.concatenate([shard.sizes["units.npy"] for shard in corpus.joined["units"]])
-    counts = (sizes - NPY_HEADER) // 2  # uint16
-    expected = np.maximum((corpus.num_samples - RECEPTIVE_FIELD) // HOP + 1, 0)
+            if shard.meta[name] != first.meta[name]:
+                raise ValueError(
+                    f"{shard.path}: its units have {name}={shard.meta[name]!r}, those of {first.path} "
+                    f"{first.meta[name]!r}; all shards must come from one clustering: run the predict stage again"
+                )
+    if first.meta["rate"] != FRAME_RATE:
+        raise ValueError(
+            f"{first.path}: units at {first.meta['rate']} Hz, the model has {FRAME_RATE} frames a second; "
+            f"run the predict stage again"
+        )
+    _check_counts(corpus)
+    _check_dictionary(corpus, first.meta["num_clusters"])
+    return dict(first.meta)
+
+
+def unit_counts(corpus: Corpus) -> np.ndarray:
+    """(N,) units of every utterance by the size of its npy."""
+    sizes = [shard.sizes["units.npy"] if len(shard) else np.empty(0, np.int64) for shard in corpus.joined["units"]]
+    return (np.concatenate(sizes) - NPY_HEADER) // 2  # uint16
+
+
+def _check_counts(corpus: Corpus) -> None:
+    counts, expected = unit_counts(corpus), np.maximum((corpus.num_samples - RECEPTIVE_FIELD) // HOP + 1, 0)
     wrong = np.flatnonzero((counts != expected) & (counts > 0))
     if len(wrong):
         shard, key = corpus.name(int(wrong[0]))
@@ -111,14 +128,25 @@ def check_units(corpus: Corpus) -> dict[str, Any]:
             f"{shard}: {units} units for {frames} frames ({units / max(frames, 1):.2f} per frame). The units were made "
             f"from other audio or at another rate: run the predict stage again"
         )
-    return dict(first.meta)
+
+
+def _check_dictionary(corpus: Corpus, num_clusters: int) -> None:
+    for ids in corpus.by_shard(np.flatnonzero(unit_counts(corpus) > 0)):
+        shard, row = corpus.place(int(ids[len(ids) // 2]))
+        sidecar = corpus.joined["units"][shard]
+        units = decode(sidecar.read(row, "units.npy"), "npy")
+        if units.dtype != np.uint16 or units.max() >= num_clusters:
+            raise ValueError(
+                f"{sidecar.path}: {sidecar.keys[row]} has {units.dtype} units up to {units.max()}, but its clustering "
+                f"has {num_clusters} clusters; run the predict stage again"
+            )
 
 
 def prepare_crop(sample: Sample, rng: np.random.Generator, normalize: bool, num_clusters: int, train: bool) -> Sample:
     """Normalise the whole utterance if asked, and draw where a crop will start, in [0, 1)."""
     units = torch.from_numpy(sample["units"].astype(np.int64))
     frames = num_frames(len(sample["audio"]))
-    if len(units) != frames:
+    if len(units) != frames or frames == 0:
         raise BadSample(f"{len(units)} units for {frames} frames")
     if int(units.max()) >= num_clusters:
         raise BadSample(f"unit {int(units.max())} is outside the dictionary of {num_clusters}")
@@ -127,13 +155,13 @@ def prepare_crop(sample: Sample, rng: np.random.Generator, normalize: bool, num_
 
 
 def collate_crops(
-    samples: list[Sample], rng: np.random.Generator, max_seconds: float, mask_prob: float, mask_span: int
+    samples: list[Sample], rng: np.random.Generator, max_frames: float, mask_prob: float, mask_span: int
 ) -> dict[str, Any]:
-    """Crop all to the shortest, at whole frames so that labels keep their windows, and draw the masks.
+    """Crop all to the shortest, or to `max_frames`, at whole frames so that labels keep their windows; draw the masks.
 
     Returns audio (B, S), units (B, T) and mask (B, T); nothing is padded.
     """
-    frames = min(min(len(sample["units"]) for sample in samples), num_frames(round(max_seconds * SAMPLE_RATE)))
+    frames = int(min(max_frames, *(len(sample["units"]) for sample in samples)))
     size = (frames - 1) * HOP + RECEPTIVE_FIELD
     starts = [int(sample["start"] * (len(sample["units"]) - frames + 1)) for sample in samples]
     audio = torch.stack([sample["audio"][a * HOP :][:size] for sample, a in zip(samples, starts, strict=True)])
@@ -157,9 +185,11 @@ class SpeechUnits(ShardData):
         normalize: bring each whole utterance to zero mean and unit variance (Large, X-Large).
         mask_prob: see `mmflow.nn.masking.span_mask`.
         mask_span: frames per masked span.
+        max_seconds: longer samples are cropped to this.
     """
 
     fields = ("audio", "units")
+    crops = True
 
     def __init__(
         self,
@@ -168,9 +198,10 @@ class SpeechUnits(ShardData):
         mask_prob: float = 0.8,
         mask_span: int = 10,
         min_seconds: float = 1.0,
+        max_seconds: float = 15.6,
         **shards: Any,
     ) -> None:
-        super().__init__(min_seconds=min_seconds, **shards)
+        super().__init__(min_seconds=min_seconds, max_seconds=max_seconds, **shards)
         if "units" not in self.sidecars:
             raise ValueError("sidecars lacks `units`; name the folder that the predict stage of a clustering wrote")
         self.normalize, self.mask_prob, self.mask_span = normalize, mask_prob, mask_span
@@ -185,24 +216,28 @@ class SpeechUnits(ShardData):
             )
         self.clustering = clustering
 
+    def problems(self, corpus: Corpus) -> dict[int, str]:
+        """As far as the headers tell, and the utterances that were broken when the units were made."""
+        unlabelled = np.flatnonzero((unit_counts(corpus) == 0) & (corpus.seconds >= self.min_seconds)).tolist()
+        return dict.fromkeys(unlabelled, "it has no units") | super().problems(corpus)
+
     def transforms(self, training: bool) -> tuple[Prepare, Collate]:
         prepare = partial(
             prepare_crop, normalize=self.normalize, num_clusters=self.clustering["num_clusters"], train=training
         )
-        collate = partial(
-            collate_crops, max_seconds=self.max_seconds, mask_prob=self.mask_prob, mask_span=self.mask_span
-        )
+        finite = np.isfinite(self.max_seconds)
+        max_frames = num_frames(round(self.max_seconds * SAMPLE_RATE)) if finite else self.max_seconds
+        collate = partial(collate_crops, max_frames=max_frames, mask_prob=self.mask_prob, mask_span=self.mask_span)
         return prepare, collate
 
 
 def prepare_transcript(sample: Sample, rng: np.random.Generator, normalize: bool) -> Sample:  # noqa: ARG001
     """Spell the transcript; raises BadSample for an empty one and for letters outside the vocabulary."""
-    characters = Characters()
-    targets = characters.encode(sample["text"])
+    targets = CHARACTERS.encode(sample["text"])
     if len(targets) == 0:
         raise BadSample("the transcript is empty")
     audio = normalize_utterance(sample["audio"]) if normalize else sample["audio"]
-    return sample | {"audio": audio, "targets": targets, "text": characters.normalise(sample["text"])}
+    return sample | {"audio": audio, "targets": targets, "text": CHARACTERS.normalise(sample["text"])}
 
 
 def collate_transcripts(
@@ -245,12 +280,15 @@ class TranscribedSpeech(ShardData):
         self.labelled_minutes, self.normalize = labelled_minutes, normalize
         self.mask_prob, self.mask_span = mask_prob, mask_span
 
-    def _find_usable(self, corpus: Corpus) -> Ids:
-        ids = super()._find_usable(corpus)
+    def find_usable(self, corpus: Corpus) -> Ids:
+        ids = super().find_usable(corpus)
         if corpus.split != "train" or self.labelled_minutes is None:
             return ids
         order = hash_order(ids, corpus, self.seed)
-        return np.sort(order[np.cumsum(corpus.seconds[order]) <= 60 * self.labelled_minutes])
+        chosen = order[np.cumsum(corpus.seconds[order]) <= 60 * self.labelled_minutes]
+        if len(chosen) == 0:
+            raise ValueError(f"labelled_minutes={self.labelled_minutes} holds no utterance; raise it, or null for all")
+        return np.sort(chosen)
 
     def transforms(self, training: bool) -> tuple[Prepare, Collate]:
         collate = partial(collate_transcripts, mask_prob=self.mask_prob, mask_span=self.mask_span, train=training)

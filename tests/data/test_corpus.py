@@ -1,0 +1,226 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmflow.data.corpus import Corpus, sidecar_path
+from mmflow.data.decode import BadSample
+from mmflow.data.make import make
+from mmflow.data.spec import DataSpec
+from mmflow.data.writer import TarShard
+from tests.shards import encoded, noise, write_data_set, write_spec
+
+
+def opened(path: Path, split: str = "train", fields: tuple[str, ...] = ("audio",), **sidecars: str) -> Corpus:
+    return Corpus([DataSpec.read(path)], split, fields, sidecars)
+
+
+def write_sidecar(folder: Path, shard: str, keys: list[str], field: str = "units") -> str:
+    with TarShard(folder / "toy" / shard) as tar:
+        for number, key in enumerate(keys):
+            tar.write({"__key__": key, f"{field}.npy": np.array([number])})
+    return str(folder)
+
+
+def test_numbers_run_over_specs_shards_and_rows(tmp_path):
+    one = DataSpec.read(write_data_set(tmp_path, {"train": [[0.1, 0.2], [0.3]]}, "one"))
+    two = DataSpec.read(write_data_set(tmp_path, {"train": [[0.4]]}, "two"))
+    corpus = Corpus([one, two], "train", ["audio", "text"])
+    assert len(corpus) == 4
+    assert corpus.num_samples.tolist() == [1600, 3200, 4800, 6400]
+    assert corpus.seconds.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [corpus.place(number) for number in range(4)] == [(0, 0), (0, 1), (1, 0), (2, 0)]
+    assert corpus.name(3) == (str(tmp_path / "two" / "train-000000.tar"), "train-0-0")
+    sample = corpus.read(1)
+    assert sample["__key__"] == "train-0-1"
+    assert sample["__shard__"] == str(tmp_path / "one" / "train-000000.tar")
+    assert sample["text"] == "HELLO"
+    assert torch.equal(sample["audio"], torch.from_numpy(noise(0.2, 2) / 32768).float())
+    assert [part.tolist() for part in corpus.by_shard(np.array([0, 2, 3]))] == [[0], [2], [3]]
+    sources = corpus.sources(np.array([0, 2, 3]), [2.0, 1.0])
+    assert [(len(source), source.weight) for source in sources] == [(2, 2.0), (1, 1.0)]
+
+
+def test_the_first_extension_of_a_field_that_a_sample_has_is_taken(tmp_path):
+    flac, wav = encoded(noise(0.1)), encoded(noise(0.2), "wav")
+    shard = [{"wav": wav, "flac": flac}, {"wav": wav}, {"txt": "HELLO"}]
+    corpus = opened(write_data_set(tmp_path, {"train": [shard]}))
+    assert corpus.num_samples.tolist() == [1600, 3200, 0]
+    assert [len(corpus.read(number)["audio"]) for number in range(2)] == [1600, 3200]
+    with pytest.raises(BadSample, match=r"no audio: none of \['flac', 'wav'\]"):
+        corpus.read(2)
+    other = opened(write_spec(tmp_path / "toy", tmp_path, fields={"audio": ["wav", "flac"]}))
+    assert other.num_samples.tolist() == [3200, 3200, 0]
+
+
+def test_lengths_are_those_after_resampling(tmp_path):
+    audio = encoded(noise(0.1, rate=44_100), rate=44_100)
+    corpus = opened(write_data_set(tmp_path, {"train": [[{"flac": audio}, {"wav": encoded(noise(0.1), "wav", 8000)}]]}))
+    assert corpus.num_samples.tolist() == [1600, 3200]
+    assert [len(corpus.read(number)["audio"]) for number in range(2)] == [1600, 3200]
+
+
+def test_what_is_wrong_by_the_headers_is_known_before_reading(tmp_path):
+    shards = [[0.1, "junk"], ["cut", {"txt": "no audio"}]]
+    corpus = opened(write_data_set(tmp_path, {"train": shards}))
+    assert corpus.problems() == {
+        1: "not readable audio: Format not recognised.",
+        3: "no audio: none of ['flac', 'wav']",
+    }
+    assert corpus.num_samples.tolist() == [1600, 0, 8000, 0]  # cut audio shows when it is decoded
+
+
+def test_a_sample_without_one_of_the_fields_is_a_problem(tmp_path):
+    shards = [[0.1, {"flac": encoded(noise(0.1))}]]
+    assert opened(write_data_set(tmp_path, {"train": shards}), fields=("audio", "text")).problems() == {
+        1: "no text: none of ['txt']"
+    }
+
+
+def test_shards_without_samples_are_no_trouble(tmp_path):
+    corpus = opened(write_data_set(tmp_path, {"train": [[], [0.1], []], "test": [[]]}))
+    assert len(corpus) == 1
+    assert corpus.place(0) == (1, 0)
+    empty = opened(tmp_path / "toy.yaml", "test")
+    assert len(empty) == 0
+    with pytest.raises(ValueError, match="split 'test' of 'toy' has no usable sample; run `data check` on its spec"):
+        empty.sources(np.arange(0), None)
+
+
+def test_shards_without_the_audio_that_the_spec_names_are_refused(tmp_path):
+    path = write_data_set(tmp_path, {"train": [[0.1], [{"mp3": b"", "txt": "A"}]]})
+    with pytest.raises(
+        ValueError,
+        match=r"train-000001\.tar has no audio: the spec 'toy' looks for \['flac', 'wav'\], the shard holds "
+        r"\['mp3', 'txt'\]; correct `fields:` in .*toy\.yaml",
+    ):
+        opened(path)
+
+
+def test_fields_that_the_spec_does_not_have_are_refused(tmp_path):
+    path = write_data_set(tmp_path, {"train": [[0.1]]})
+    with pytest.raises(ValueError, match=r"toy\.yaml has no field 'image', only \['audio', 'info', 'text'\]; add it"):
+        opened(path, fields=("image",))
+
+
+@pytest.mark.parametrize("extension", ["pickle", "pyd", "m4a", "x.pth"])
+def test_extensions_without_a_decoder_are_refused_before_anything_is_read(tmp_path, extension):
+    path = write_data_set(tmp_path, {"train": [[0.1]]}, fields={"audio": ["flac", extension]})
+    with pytest.raises(
+        ValueError, match=f"field 'audio' names .{extension}, for which there is no decoder; there are: fl"
+    ):
+        opened(path)
+
+
+def test_two_specs_of_the_same_name_are_refused(tmp_path):
+    spec = DataSpec.read(write_data_set(tmp_path, {"train": [[0.1]]}))
+    with pytest.raises(ValueError, match=r"'toy' is the name of two specs; .* rename one of them"):
+        Corpus([spec, spec], "train", ["audio"])
+
+
+def test_a_sidecar_is_joined_by_shard_and_key(tmp_path):
+    path = write_data_set(tmp_path, {"train": [[0.1, 0.1], [0.1]]})
+    write_sidecar(tmp_path / "units", "train-000000.tar", ["train-0-0", "train-0-1"])
+    folder = write_sidecar(tmp_path / "units", "train-000001.tar", ["train-1-0"])
+    corpus = opened(path, fields=("audio", "units"), units=folder)
+    assert [corpus.read(number)["units"].tolist() for number in range(3)] == [[0], [1], [0]]
+
+
+def test_an_absent_sidecar_shard_names_the_stage_that_writes_it(tmp_path):
+    path = write_data_set(tmp_path, {"train": [[0.1], [0.1]]})
+    folder = write_sidecar(tmp_path / "units", "train-000000.tar", ["train-0-0"])
+    with pytest.raises(
+        ValueError,
+        match=r"the sidecar 'units' lacks 1 of 2 shards, first .*units/toy/train-000001\.tar; "
+        r"run the predict stage that writes .*units for split 'train'",
+    ):
+        opened(path, units=folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "difference"),
+    [
+        (["train-0-0", "other"], "'train-0-1' against 'other'"),
+        (["train-0-1", "train-0-0"], "'train-0-0' against 'train-0-1'"),
+        (["train-0-0"], "it has 1 keys, .* has 2, first difference one is longer"),
+    ],
+)
+def test_a_sidecar_with_other_keys_is_refused(tmp_path, keys, difference):
+    path = write_data_set(tmp_path, {"train": [[0.1, 0.1]]})
+    folder = write_sidecar(tmp_path / "units", "train-000000.tar", keys)
+    with pytest.raises(
+        ValueError, match=rf"train-000000\.tar was made for other data: .*{difference}; run the predict"
+    ):
+        opened(path, units=folder)
+
+
+def test_a_sidecar_of_another_field_is_refused(tmp_path):
+    path = write_data_set(tmp_path, {"train": [[0.1]]})
+    folder = write_sidecar(tmp_path / "tokens", "train-000000.tar", ["train-0-0"], field="tokens")
+    with pytest.raises(
+        ValueError, match=r"has no units\.npy, only \['tokens\.npy'\]; is .* the folder of another sidecar"
+    ):
+        opened(path, units=folder)
+
+
+@pytest.mark.parametrize(
+    ("root", "shard", "place"),
+    [
+        ("data/toy", "data/toy/train-0.tar", "toy/train-0.tar"),
+        ("data/toy", "data/toy/a/0.tar", "toy/a/0.tar"),
+        ("data/toy/", "/elsewhere/0.tar", "toy/0.tar"),
+        ("data/toy", "data/toy/../other/0.tar", "toy/0.tar"),
+        ("https://host/d", "https://host/d/a/0.tar?sig=x/y.z", "toy/a/0.tar"),
+        ("data", "pipe:cat /x/0.tar", "toy/0.tar"),
+    ],
+)
+def test_sidecars_have_the_place_of_their_shards_below_the_root(root, shard, place):
+    spec = DataSpec("toy", "CC0", root, {"train": "x"}, {"audio": ["flac"]})
+    assert sidecar_path(Path("out"), spec, shard) == Path("out") / place
+
+
+def test_the_identity_tells_keys_lengths_and_shards_apart_but_not_places(tmp_path):
+    def identity(folder: str, shards: list[list[Any]]) -> dict[str, Any]:
+        return opened(write_data_set(tmp_path / folder, {"train": shards})).identity
+
+    first = identity("a", [[0.1, 0.2], [0.3]])
+    assert first["shards"] == ["toy/train-000000.tar", "toy/train-000001.tar"]
+    assert first["samples"] == 3
+    assert identity("b", [[0.1, 0.2], [0.3]]) == first
+    assert identity("c", [[0.1, 0.25], [0.3]])["hash"] != first["hash"]
+    assert identity("d", [[0.1, 0.2, 0.3]])["hash"] != first["hash"]
+
+
+def test_every_odd_audio_file_is_decoded_or_is_a_named_problem(tmp_path, real_data):
+    """The folder of odd files, made into shards by the converter for folders of audio."""
+    spec = DataSpec.read(Path(__file__).parents[2] / "data_specs" / "audio_folder.yaml").with_root(tmp_path / "out")
+    counts = make(spec, real_data / "odd" / "audio")
+    decoded, refused = {}, {}
+    for split in counts:
+        corpus = Corpus([spec], split, ["audio"])
+        problems = corpus.problems()
+        for number in range(len(corpus)):
+            name = Path(Corpus([spec], split, ["info"]).read(number)["info"]["path"]).name
+            try:
+                audio = corpus.read(number)["audio"]
+            except BadSample as error:
+                refused[name] = str(error)
+                continue
+            assert number not in problems
+            assert audio.dtype == torch.float32
+            assert audio.shape == (corpus.num_samples[number],)
+            assert audio.isfinite().all()
+            decoded[name] = corpus.num_samples[number]
+    files = {path.name for path in (real_data / "odd" / "audio").iterdir()}
+    assert decoded.keys() | refused.keys() == files
+    assert refused == {
+        "empty.wav": "not readable audio: Format not recognised.",
+        "float32_nan.wav": "audio with a peak of nan, where full scale is 1",
+        "mono.m4a": "no audio: none of ['flac', 'wav', 'ogg', 'opus', 'mp3', 'aiff']",
+        "no_samples.wav": "no audio samples",
+        "truncated.flac": "not readable audio: Error : flac decoder lost sync.",
+    }
+    assert decoded["mono_96k.wav"] == 8000
+    assert decoded["u8_mono_8k.wav"] == 42_960

@@ -1,0 +1,329 @@
+import io
+import logging
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmflow.data import index as index_module
+from mmflow.data.decode import BadSample
+from mmflow.data.index import build, open_shard, open_shards
+from tests.shards import cut_flac, encoded, noise
+
+Members = Iterable[tuple[str, bytes]]
+
+
+def tar_bytes(members: Members, format: int = tarfile.PAX_FORMAT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: Members) -> str:
+    path.write_bytes(tar_bytes(members))
+    return str(path)
+
+
+def content(shard: str) -> dict[str, dict[str, bytes]]:
+    """Everything that an index finds, read through it."""
+    index = open_shard(shard)
+    return {
+        key: {e: index.read(row, e) for e in index.offsets if index.offsets[e][row] >= 0}
+        for row, key in enumerate(index.keys)
+    }
+
+
+names = st.from_regex(r"([a-z]{1,3}/){0,2}[a-zé ]{1,4}\.[a-c]{1,2}(\.d)?", fullmatch=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(names, st.binary(max_size=1500)), min_size=1, max_size=8, unique_by=lambda member: member[0]),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT]),
+)
+def test_the_index_equals_the_view_of_tarfile_and_webdataset(tmp_path_factory, members, format):
+    members = sorted(members)  # WebDataset takes neighbours together
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    path.write_bytes(tar_bytes(members, format))
+    seen: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar.getmembers():
+            folder, _, name = member.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            file: Any = tar.extractfile(member)
+            seen.setdefault(f"{folder}/{stem}".lstrip("/"), {})[extension] = file.read()
+    assert content(str(path)) == seen
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False))
+    theirs: dict[str, dict[str, bytes]] = {}
+    for sample in samples:
+        theirs.setdefault(sample["__key__"], {}).update({k: v for k, v in sample.items() if not k.startswith("__")})
+    assert theirs == seen
+
+
+def test_samples_have_the_order_of_the_tar_and_any_of_their_members(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [("b.txt", b"B"), ("a.TXT", b"A"), ("b.json", b"{}"), ("c.json", b"[]")])
+    index = open_shard(shard)
+    assert index.keys == ["b", "a", "c"]
+    assert [index.extension(row, ["json", "txt"]) for row in range(3)] == ["json", "txt", "json"]
+    assert index.extension(1, ["flac"]) is None
+    with pytest.raises(BadSample, match=r"no member \.json"):
+        index.read(1, "json")
+
+
+def test_length_of_audio_is_in_the_index_for_each_of_its_members(tmp_path):
+    shard = write_tar(
+        tmp_path / "a.tar",
+        [
+            ("a.flac", encoded(noise(0.5))),
+            ("a.far.wav", encoded(noise(0.25, rate=8000), "wav", rate=8000)),
+            ("b.flac", b"junk"),
+            ("c.flac", cut_flac(1.0)),
+            ("d.txt", b"no audio"),
+        ],
+    )
+    index = open_shard(shard)
+    assert index.frames["flac"].tolist() == [8000, 0, 16_000, 0]
+    assert index.rates["flac"].tolist() == [16_000, 0, 16_000, 0]
+    assert index.frames["far.wav"].tolist() == [2000, 0, 0, 0]
+    assert index.problems == {"flac": {"b": "not readable audio: Format not recognised."}, "far.wav": {}}
+
+
+def test_header_reading_agrees_with_reading_everything(tmp_path, real_data):
+    paths = sorted((real_data / "odd" / "audio").iterdir())
+    shard = write_tar(tmp_path / "a.tar", [(f"k{i}{path.suffix}", path.read_bytes()) for i, path in enumerate(paths)])
+    index = open_shard(shard)
+    for row, path in enumerate(paths):
+        if path.suffix == ".m4a":
+            continue
+        try:
+            expected = index_module.audio_size(io.BytesIO(path.read_bytes()))
+        except BadSample:
+            expected = (0, 0)
+        extension = path.suffix[1:]
+        assert (index.frames[extension][row], index.rates[extension][row]) == expected, path.name
+
+
+def test_an_index_stands_beside_its_shard_and_is_read_again(tmp_path, monkeypatch):
+    shard = write_tar(tmp_path / "a.tar", [("a.flac", encoded(noise(0.1))), ("b.flac", b"junk"), ("c.txt", b"C")])
+    first = open_shard(shard)
+    assert (tmp_path / "a.tar.idx").exists()
+    monkeypatch.setattr(index_module, "build", lambda *_: pytest.fail("built again"))
+    again = open_shard(shard)
+    assert (again.path, again.keys, again.problems, again.meta) == (first.path, first.keys, first.problems, first.meta)
+    for table in ("offsets", "sizes", "frames", "rates"):
+        ours, theirs = getattr(again, table), getattr(first, table)
+        assert {name: values.tolist() for name, values in ours.items()} == {n: v.tolist() for n, v in theirs.items()}
+
+
+def test_a_changed_shard_gets_a_new_index(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"old")])
+    assert content(shard) == {"a": {"txt": b"old"}}
+    os.utime(write_tar(tmp_path / "a.tar", [("a.txt", b"new")]), ns=(1, 1))  # as large as before
+    index_module._open.cache_clear()
+    assert content(shard) == {"a": {"txt": b"new"}}
+
+
+def test_a_shard_replaced_under_a_running_program_is_an_error(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"old")])
+    index = open_shard(shard)
+    write_tar(tmp_path / "a.tar", [("a.txt", bytes(20_000))])
+    with pytest.raises(ValueError, match=r"a\.tar has .* bytes, but had .* when it was indexed; start again"):
+        index.read(0, "txt")
+
+
+def test_a_damaged_index_is_built_again(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"A")])
+    open_shard(shard)
+    (tmp_path / "a.tar.idx").write_bytes(b"junk")
+    assert open_shard(shard).keys == ["a"]
+    assert (tmp_path / "a.tar.idx").read_bytes() != b"junk"
+
+
+def test_the_index_goes_to_the_cache_where_the_folder_cannot_be_written(tmp_path, cache, monkeypatch):
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"A")])
+    save = index_module._save
+
+    def refuse(index: Any, path: Path, stamp: Any) -> None:  # root may write anywhere, so the mode does not do
+        if path.parent == tmp_path:
+            raise PermissionError(13, "Permission denied", str(path))
+        save(index, path, stamp)
+
+    monkeypatch.setattr(index_module, "_save", refuse)
+    open_shard(shard)
+    assert not (tmp_path / "a.tar.idx").exists()
+    assert len(list((cache / "index").iterdir())) == 1
+    monkeypatch.setattr(index_module, "build", lambda *_: pytest.fail("built again"))
+    assert open_shard(shard).keys == ["a"]
+
+
+def test_an_index_that_can_be_stored_nowhere_is_used_all_the_same(tmp_path, monkeypatch):
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"A")])
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(index_module, "_save", refuse)
+    assert [index.keys for index in open_shards([shard])] == [["a"]]
+
+
+def test_what_is_no_tar_is_named(tmp_path):
+    for name, data in {"empty.tar": b"", "text.tar": b"<html>" * 500}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name} is not a plain tar file .*; remove it or make the shards again"):
+            open_shard(str(tmp_path / name))
+    with pytest.raises(FileNotFoundError, match=r"absent\.tar"):
+        open_shard(str(tmp_path / "absent.tar"))
+
+
+def test_a_compressed_tar_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+    with pytest.raises(ValueError, match=r"a\.tar is not a plain tar file"):
+        open_shard(str(tmp_path / "a.tar"))
+
+
+def test_a_tar_without_members_is_an_empty_shard(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [])
+    assert len(open_shard(shard)) == 0
+    assert len(open_shard(shard)) == 0
+    assert (tmp_path / "a.tar.idx").exists()
+
+
+@pytest.mark.parametrize("cut", [700, 1024, 1300, 1536, 2047, 2100, 2560])
+def test_a_tar_that_is_cut_off_keeps_the_samples_before_the_cut_and_says_so(tmp_path, caplog, cut):
+    whole = tar_bytes([("a.txt", b"A" * 512), ("b.txt", b"B" * 512), ("c.txt", b"C" * 512)])
+    (tmp_path / "a.tar").write_bytes(whole[:cut])
+    index = open_shard(str(tmp_path / "a.tar"))
+    assert index.keys == ["a", "b", "c"][: cut // 1024]
+    for row, key in enumerate(index.keys):
+        assert index.read(row, "txt") == key.upper().encode() * 512
+    assert f"a.tar is damaged after {cut // 1024} samples" in caplog.text
+
+
+def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path, caplog):
+    whole = bytearray(tar_bytes([("a.txt", b"A"), ("b.txt", b"B")]))
+    whole[1024 + 148] ^= 1  # in the checksum of the second header
+    (tmp_path / "a.tar").write_bytes(whole)
+    assert open_shard(str(tmp_path / "a.tar")).keys == ["a"]
+    assert "a.tar is damaged after 1 samples (no header at byte 1024)" in caplog.text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_tar_with_any_damage_is_read_in_part_or_refused(tmp_path_factory, data):
+    whole = bytearray(tar_bytes([("a.txt", b"A"), ("b" * 120 + ".json", b"{}")]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    path.write_bytes(whole)
+    try:
+        for sample in content(str(path)).values():
+            assert all(len(value) <= len(whole) for value in sample.values())
+    except (ValueError, BadSample):
+        pass
+
+
+def test_a_shard_that_loses_its_end_later_costs_the_samples_there(tmp_path):
+    path = Path(write_tar(tmp_path / "a.tar", [("a.txt", b"A" * 512), ("b.txt", b"B" * 512)]))
+    index = open_shard(str(path))
+    assert index.read(0, "txt") == b"A" * 512
+    os.truncate(path, 1700)
+    assert index.read(0, "txt") == b"A" * 512
+    with pytest.raises(BadSample, match=r"\.txt: 164 of 512 bytes; the shard is cut off"):
+        index.read(1, "txt")
+
+
+def test_a_member_that_is_too_large_is_a_bad_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "MAX_MEMBER_BYTES", 1000)
+    index = open_shard(write_tar(tmp_path / "a.tar", [("a.wav", encoded(noise(1.0), "wav")), ("a.txt", b"A")]))
+    assert index.problems == {"wav": {"a": "32044 bytes, more than 1000"}}
+    with pytest.raises(BadSample, match=r"\.wav has 32044 bytes, more than 1000"):
+        index.read(0, "wav")
+
+
+def test_names_in_a_tar_are_keys_and_never_paths(tmp_path, caplog):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name in (
+            "../../outside.txt",
+            "/etc/absolute.txt",
+            "./here.txt",
+            "__x__/hidden.txt",
+            "__x__.txt",
+            "n\nl.txt",
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+        for name, kind in {
+            "soft.txt": tarfile.SYMTYPE,
+            "hard.txt": tarfile.LNKTYPE,
+            "pipe.txt": tarfile.FIFOTYPE,
+        }.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        tar.addfile(tarfile.TarInfo(".hidden"))
+        tar.addfile(tarfile.TarInfo("README"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tar").write_bytes(file.getvalue())
+    shard = str(tmp_path / "in" / "a.tar")
+    with caplog.at_level(logging.WARNING):
+        assert list(content(shard)) == ["../../outside", "/etc/absolute", "./here", "__x__", "n\nl"]
+    assert list(content(shard)) == [
+        "../../outside",
+        "/etc/absolute",
+        "./here",
+        "__x__",
+        "n\nl",
+    ]  # from the stored index
+    assert (
+        "5 members are links, special files or without key and extension, and not used; first 'soft.txt'" in caplog.text
+    )
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "a.tar.idx", "in"]
+
+
+def test_names_that_are_not_utf_8_are_kept(tmp_path):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        tar.addfile(tarfile.TarInfo("gr\xfc\xdfe.txt"))
+    (tmp_path / "a.tar").write_bytes(file.getvalue())
+    for _ in range(2):
+        assert open_shard(str(tmp_path / "a.tar")).keys == ["gr\udcfc\udcdfe"]
+
+
+def test_keys_with_dots_are_refused_before_they_cost_memory(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [(f"speaker.{i}.txt", b"") for i in range(100)])
+    with pytest.raises(ValueError, match=r"more than 64 different extensions, the last \.64\.txt of 'speaker.64.txt'"):
+        open_shard(shard)
+
+
+def test_many_shards_are_indexed_in_order(tmp_path):
+    shards = [write_tar(tmp_path / f"{i}.tar", [(f"k{i}.txt", b"")]) for i in range(5)]
+    open_shard(shards[2])
+    assert [index.keys for index in open_shards(shards)] == [[f"k{i}"] for i in range(5)]
+
+
+@pytest.mark.slow
+def test_large_shards_are_indexed_by_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "SERIAL_BYTES", 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    shards = [write_tar(tmp_path / f"{i}.tar", [(f"k{i}.flac", encoded(noise(0.1)))]) for i in range(3)]
+    parallel = open_shards(shards)
+    assert [index.keys for index in parallel] == [["k0"], ["k1"], ["k2"]]
+    assert [index.frames["flac"].tolist() for index in parallel] == [[1600]] * 3
+    assert [build(shard).offsets["flac"].tolist() for shard in shards] == [
+        index.offsets["flac"].tolist() for index in parallel
+    ]
+    np.testing.assert_array_equal(parallel[0].sizes["flac"], open_shard(shards[0]).sizes["flac"])
