@@ -2,10 +2,14 @@
 
 import sys
 
-from mmflow import signals
+from mmflow import processes, signals
 
 if __name__ == "__main__":
     signals.install()  # before the heavy imports, so that a signal in the first seconds ends the run properly
-    from mmflow.cli import main
+    try:
+        from mmflow.cli import main
 
-    sys.exit(main(sys.argv[1:]))
+        code = main(sys.argv[1:])
+    finally:
+        processes.end_children()
+    sys.exit(code)

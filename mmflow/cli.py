@@ -8,10 +8,11 @@ import argparse
 import contextlib
 import itertools
 import logging
-import os
+import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +23,12 @@ from rich.table import Table
 
 from mmflow.atomic import locked, remove_parts
 from mmflow.data.spec import DataSpec
-from mmflow.pipeline import RUNS, SETTINGS, Pipeline, Stage, parse_overrides
+from mmflow.pipeline import RUNS, SETTINGS, Pipeline, Stage, parse_overrides, unknown
+from mmflow.processes import rank, wait_for_parent
+from mmflow.signals import leave_if_asked
 
+# what torch.distributed says when another process of a run has ended
+PEER_LOST = re.compile(r"gloo/transport|ncclRemoteError|remote process exit|Connection (closed|reset) by peer")
 OVERRIDES = """Any other option changes the config: `--trainer.max_steps 10` in every stage,
 `--stages.NAME.trainer.max_steps 10` in one, `--data.spec data_specs/librispeech.yaml`, and so on."""
 
@@ -81,20 +86,68 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code. What a user can get wrong ends in one line, not in a traceback."""
     parser = build_parser()
+    check_commands(parser, arguments)
     options, rest = parser.parse_known_args(arguments)
     if options.command == "data" and options.data_command != "trace" and rest:
         parser.error(f"unknown option {rest[0]}")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    for noisy in ("matplotlib", "fsspec"):
+    logging.basicConfig(level=logging.INFO if rank() == 0 else logging.WARNING, format="%(levelname)s: %(message)s")
+    for noisy in ("matplotlib", "fsspec", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if rank() > 0:
+        warnings.simplefilter("ignore")  # the first process shows the same ones
     try:
         return COMMANDS[options.command](options, rest)
-    except (ValueError, OSError) as error:
-        trace = Path("runs") / "error.log"
-        trace.parent.mkdir(exist_ok=True)
-        trace.write_text(traceback.format_exc())
-        print(f"error: {error}\n(where it came from: {trace})", file=sys.stderr)
-        return 2
+    except SystemExit:
+        wait_for_parent()
+        raise
+    except Exception as error:
+        return report(error, work_folder(options) if "config" in options else None)
+
+
+def check_commands(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Leave with a message for a misspelt command; argparse names all of them but not the nearest."""
+    for known, given in zip((COMMANDS, DATA_COMMANDS), arguments, strict=False):
+        if given not in known and not given.startswith("-"):
+            parser.error(f"command {unknown(given, known)}")
+        if given != "data":
+            return
+
+
+def work_folder(options: argparse.Namespace) -> Path:
+    """Where a pipeline leaves things unless its file says otherwise."""
+    return options.workdir or Path("runs") / options.config.stem
+
+
+def report(error: Exception, folder: Path | None) -> int:
+    """Print why the run failed, keep the traceback in its folder; returns the exit code.
+
+    2 for what the user can mend, said in a line; 1 for anything else. Of several processes that fail for one reason
+    only the first says so.
+    """
+    trace = None
+    if folder is not None and folder.is_dir():
+        trace = folder / ("error.log" if rank() == 0 else f"error-rank{rank()}.log")
+        with contextlib.suppress(OSError):  # the disk may be full
+            trace.write_text("".join(traceback.format_exception(error)))
+    if rank() > 0 and folder is not None:
+        time.sleep(3)  # and by then the first process has ended this one, if that started it
+        first = folder / "error.log"
+        if first.exists() and traceback.format_exception_only(error)[-1] in first.read_text():
+            return 1
+    if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
+        told = f" (what this one saw: {trace})" if trace else ""
+        print(
+            f"error: another process of this run has ended or does not answer; what it said stands above{told}",
+            file=sys.stderr,
+        )
+        return 1
+    if not isinstance(error, ValueError | OSError | FloatingPointError):
+        traceback.print_exception(error)
+        return 1
+    print(f"error: {error}", file=sys.stderr)
+    if trace is not None:
+        print(f"(where it came from: {trace})", file=sys.stderr)
+    return 2
 
 
 class FullHelp(argparse.Action):
@@ -108,18 +161,14 @@ class FullHelp(argparse.Action):
         parser.exit()
 
 
-def rank() -> int:
-    """Number of this process among those of the run, as launchers tell it."""
-    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0)
-
-
 def run_pipeline(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the stages that are not done yet, in order."""
     pipeline = Pipeline(options.config, parse_overrides(rest), options.workdir, options.command)
     with exclusive(pipeline.folder):
-        for name in options.rerun:
-            forget(pipeline, name)
+        if options.rerun:
+            forget(pipeline, options.rerun)
         for stage in pipeline.pending():
+            leave_if_asked()
             from mmflow.stage import execute  # torch and Lightning
 
             if rank() == 0:
@@ -127,6 +176,12 @@ def run_pipeline(options: argparse.Namespace, rest: list[str]) -> int:
                 print(f"── {stage.name} ({number} of {len(pipeline.stages)}): {stage.run}", flush=True)
                 pipeline.begin(stage)
             execute(pipeline, stage)
+            if rank() == 0:
+                _, result, spent = outcome(stage)
+                print(f"── {stage.name} done in {spent}  {result}", flush=True)
+        leave_if_asked()
+        if rank() == 0:
+            pipeline.finish_all()
     if rank() == 0:
         rich.print(table(pipeline))
     return 0
@@ -134,7 +189,7 @@ def run_pipeline(options: argparse.Namespace, rest: list[str]) -> int:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Be the only run in a work folder. Ranks other than 0 belong to the one that holds it."""
+    """Be the only run in a work folder. Other processes than the first belong to the one that holds it."""
     if rank() != 0:
         yield
         return
@@ -146,14 +201,16 @@ def exclusive(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by another run ({error.strerror}); wait for it, or choose another --workdir"
             ) from None
         remove_parts(folder)
+        for log in folder.glob("error*.log"):
+            log.unlink()
         yield
 
 
-def forget(pipeline: Pipeline, name: str) -> None:
-    """Rank 0 deletes what a stage and its dependents left; the others wait until it did."""
-    if rank() == 0:
-        print(f"running again: {', '.join(pipeline.forget(name))}", flush=True)
-    while name in pipeline.stages and pipeline.stages[name].done() is not None:
+def forget(pipeline: Pipeline, names: list[str]) -> None:
+    """The first process deletes what the stages and their dependents left; the others wait until it did."""
+    if rank() == 0 and (gone := pipeline.forget(names)):
+        print(f"running again: {', '.join(gone)}", flush=True)
+    while not pipeline.was_forgotten(names):
         time.sleep(0.1)
 
 
@@ -164,25 +221,34 @@ def show_status(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def table(pipeline: Pipeline) -> Table:
-    """Stage, state, step, best metric, time and size of each stage."""
+    """Stage, state, step, main result, time and size of each stage."""
     running = is_locked(pipeline.folder)
     shown = Table(
         "stage", "run", "state", "step", "result", "time", "size", title=f"{pipeline.name} in {pipeline.folder}"
     )
     for stage in pipeline.stages.values():
-        done = stage.done()
-        state, step, result, spent = progress(stage, running), "", "", ""
-        if done:
-            step, spent = f"{done['step']:,}" if done["step"] else "", f"{done['seconds']:.0f} s"
-            named = [done["best"]] if done.get("best") else done["metrics"].items()
-            result = "  ".join(
-                f"{n} {v:.4g}" for n, v in named if v is not None and not n.startswith(("speed/", "train/"))
-            )
-        elif checkpoints := sorted(stage.folder.glob("checkpoints/step-*.ckpt")):
-            step = f"{int(checkpoints[-1].stem.removeprefix('step-')):,}"
         size = sum(path.stat().st_size for path in stage.folder.rglob("*") if path.is_file())
+        step, result, spent = outcome(stage)
+        state = progress(stage, running)
         shown.add_row(stage.name, stage.run, state, step, result, spent, f"{size / 1e6:.1f} MB" if size else "")
     return shown
+
+
+def outcome(stage: Stage) -> tuple[str, str, str]:
+    """Step, main result and time of a stage, as far as it has come."""
+    done = stage.done()
+    if done is None:
+        checkpoints = sorted(stage.folder.glob("checkpoints/step-*.ckpt"))
+        return f"{int(checkpoints[-1].stem.removeprefix('step-')):,}" if checkpoints else "", "", ""
+    metrics = {name: value for name, value in done["metrics"].items() if not name.startswith("speed/")}
+    if done.get("best"):
+        metrics = dict([done["best"]])
+    elif measured := {name: value for name, value in metrics.items() if not name.startswith("train/")}:
+        metrics = measured
+    else:
+        metrics = dict(itertools.islice(metrics.items(), 2))
+    result = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if value is not None)
+    return f"{done['step']:,}" if "step" in done else "", result, f"{done['seconds']:.0f} s"
 
 
 def progress(stage: Stage, running: bool) -> str:
@@ -203,6 +269,8 @@ def is_locked(folder: Path) -> bool:
             return False
     except BlockingIOError:
         return True
+    except OSError:  # somebody else's folder
+        return False
 
 
 def data_make(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG001 (the signature of every command)
@@ -271,8 +339,8 @@ def data_trace(options: argparse.Namespace, rest: list[str]) -> int:
 
 def data(options: argparse.Namespace, rest: list[str]) -> int:
     """Run one of the `data` commands."""
-    commands = {"make": data_make, "check": data_check, "show": data_show, "trace": data_trace}
-    return commands[options.data_command](options, rest)
+    return DATA_COMMANDS[options.data_command](options, rest)
 
 
+DATA_COMMANDS = {"make": data_make, "check": data_check, "show": data_show, "trace": data_trace}
 COMMANDS = {**dict.fromkeys(RUNS, run_pipeline), "status": show_status, "data": data}

@@ -10,12 +10,13 @@ one.
 defaults, for LightningCLI), `checkpoints/`, `logs/`, outputs, and, last of all, `done.json`.
 """
 
+import difflib
 import hashlib
 import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ from mmflow.atomic import write_json
 from mmflow.data.spec import DataSpec
 
 RUNS = ("fit", "validate", "test", "predict")
-DONE, SETTINGS = "done.json", "settings.json"
+DONE, SETTINGS, RERUN = "done.json", "settings.json", "rerun.json"
 OUTPUTS = ("folder", "shards", "checkpoint")  # what later stages can refer to
 
 # Where and how something runs, not what comes out of it: may change between two starts of one stage.
-PLACE = {
+PLACE = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
@@ -43,7 +44,11 @@ PLACE = {
     "trainer.enable_model_summary",
     "trainer.profiler",
     "data.init_args.num_workers",
-}
+    "checkpoints.every_steps",
+    "checkpoints.every_minutes",
+    "checkpoints.keep",
+)
+OPTIONS = ("config", "workdir", "rerun", "help")  # of the commands, which a misspelt option may mean
 
 
 @dataclass
@@ -67,7 +72,8 @@ class Stage:
     def settings(self) -> dict[str, Any]:
         """What decides the outcome, flat: dotted name -> value."""
         flat = {"run": self.run, **flatten(self.config)}
-        return {name: value for name, value in flat.items() if name not in PLACE}
+        places = tuple(f"{place}." for place in PLACE)
+        return {name: value for name, value in flat.items() if not f"{name}.".startswith(places)}
 
     def done(self) -> dict[str, Any] | None:
         """What it left when it finished, or None."""
@@ -77,7 +83,30 @@ class Stage:
     def outputs(self) -> dict[str, str]:
         """What it left, for the stages that refer to it."""
         places = {"folder": str(self.folder), "shards": str(self.folder / "shards")}
-        return places | {"checkpoint": (self.done() or {}).get("checkpoint", f"no checkpoint of stage {self.name}")}
+        checkpoint = (self.done() or {}).get("checkpoint", f"(stage {self.name} left no checkpoint)")
+        return places | {"checkpoint": str(self.folder / checkpoint)}
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """A message for a name that is not known, with the nearest one that is."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"{name!r} is not known; " + (f"did you mean {near[0]!r}? Known: {', '.join(known)}" if near else "none is")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A pipeline file. Raises ValueError when it is absent, no YAML mapping, or names something twice."""
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "pipelines/ holds those of mmflow"
+        raise ValueError(f"there is no config {path}; {hint}")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict) or not tree:
+        raise ValueError(f"{path} holds no mapping; a pipeline has `stages:`, or `model:`, `data:` and `trainer:`")
+    return tree  # type: ignore[return-value]
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -111,11 +140,16 @@ def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
         if not word.startswith("--") or len(word) == 2:
             raise ValueError(f"unexpected word {word!r}; options are --name value or --name=value")
         name, equals, text = word[2:].partition("=")
+        if near := difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.75):
+            raise ValueError(f"there is no option --{name}; did you mean --{near[0]}?")
         if not equals:
             if not words:
                 raise ValueError(f"option --{name} needs a value")
             text = words.pop(0)
-        pairs.append((name, yaml.safe_load(text)))
+        try:
+            pairs.append((name, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]))  # type: ignore
+        except yaml.YAMLError as error:
+            raise ValueError(f"--{name}: {text!r} is not YAML; put it in quotes") from error
     return pairs
 
 
@@ -126,7 +160,7 @@ class Pipeline:
         path: the YAML file.
         overrides: (dotted name, value); one that starts with `stages.NAME.` is for that stage, others are for all.
         folder: where the stages leave things; by default `runs/<name>`.
-        run: what a file without stages is for, unless it says so itself.
+        run: what a file without stages is for: `fit` leaves that to the file, anything else overrules it.
     """
 
     def __init__(
@@ -136,44 +170,46 @@ class Pipeline:
         folder: Path | None = None,
         run: str = "fit",
     ) -> None:
-        if not path.is_file():
-            raise ValueError(f"there is no config {path}; pipelines/ holds those of mmflow")
-        tree = yaml.safe_load(path.read_text())
-        if not isinstance(tree, dict):
-            raise ValueError(f"{path} holds no mapping; a pipeline has `stages:`, or `model:`, `data:` and `trainer:`")
+        tree = read_yaml(path)
         self.path, self.name = path, str(tree.pop("name", path.stem))
-        self.folder = folder or Path(tree.pop("folder", Path("runs") / self.name))
-        named = tree.pop("stages", None)
-        defaults, parts = tree, named if named is not None else {self.name: {}}
-        if named is not None and run != "fit":
+        default_folder = Path(tree.pop("folder", Path("runs") / self.name))
+        self.folder, self.run = folder or default_folder, run
+        several, parts = "stages" in tree, tree.pop("stages", {self.name: None})
+        if several and run != "fit":
             raise ValueError(f"{path} has stages, which `fit` runs in order; `{run}` takes a config of one stage")
-        self.run = run
+        if not isinstance(parts, dict) or not parts:
+            raise ValueError(f"{path}: stages is {parts!r:.80}; it must map the name of each stage to its config")
         self.stages: dict[str, Stage] = {}
         for name, own in parts.items():
-            self.stages[name] = self._stage(name, OmegaConf.merge(defaults, own or {}), overrides or [])
-        for name, _ in overrides or []:
-            if name.startswith("stages.") and name.split(".")[1] not in self.stages:
-                raise ValueError(f"--{name}: there is no stage {name.split('.')[1]!r}; there are {list(self.stages)}")
+            if several and not (re.fullmatch(r"\w+", str(name)) and isinstance(own, dict | None)):
+                raise ValueError(
+                    f"{path}: stage {name!r} holds {own!r:.80}; the name of a stage is made of letters, digits and _, "
+                    f"and it holds a mapping with run, model, data and trainer"
+                )
+            self.stages[str(name)] = self._stage(str(name), [tree, own or {}], overrides or [])
+        for dotted, _ in overrides or []:
+            first, *rest = dotted.split(".")
+            if first == "stages" and (not rest or rest[0] not in self.stages):
+                raise ValueError(f"--{dotted}: stage {unknown(''.join(rest[:1]), self.stages)}")
+            if first == "stages" and len(rest) == 1:
+                raise ValueError(f"--{dotted} names no key of that stage; try --{dotted}.trainer.max_steps")
 
-    def _stage(self, name: str, merged: Any, overrides: list[tuple[str, Any]]) -> Stage:
+    def _stage(self, name: str, parts: list[dict[str, Any]], overrides: list[tuple[str, Any]]) -> Stage:
         """Fill in references to configs of earlier stages, keep those to their outputs, then apply overrides."""
         outputs = {e: {o: f"@{{{e}.{o}}}" for o in OUTPUTS} for e in self.stages}
         earlier = {e: stage.config | outputs[e] for e, stage in self.stages.items()}
         try:
-            tree = OmegaConf.create({"stages": earlier, "this": merged})
+            tree = OmegaConf.create({"stages": earlier, "this": OmegaConf.merge(*parts)})
             config: Any = OmegaConf.to_container(tree.this, resolve=True)
         except OmegaConfBaseException as error:
-            raise ValueError(
-                f"stage {name!r} in {self.path}: {str(error).splitlines()[0]}; it can refer to parts of the configs of "
-                f"{list(self.stages)} and to their {', '.join(OUTPUTS)}"
-            ) from error
+            raise ValueError(f"stage {name!r} in {self.path}: {explain_reference(str(error), earlier)}") from error
         for dotted, value in overrides:
-            own, mine = dotted.startswith("stages."), dotted.startswith(f"stages.{name}.")
-            if mine or not own:
+            if dotted.startswith(f"stages.{name}.") or not dotted.startswith("stages."):
                 apply_override(config, dotted.removeprefix(f"stages.{name}."), value)
-        run = config.pop("run", self.run)
+        said = config.pop("run", "fit")
+        run = said if self.run == "fit" else self.run
         if run not in RUNS:
-            raise ValueError(f"stage {name!r} in {self.path} has run: {run!r}; it must be one of {RUNS}")
+            raise ValueError(f"stage {name!r} in {self.path}: run: {unknown(str(run), RUNS)}")
         needs = [earlier for earlier in self.stages if f"@{{{earlier}." in json.dumps(config)]
         return Stage(name, run, config, self.folder / name, needs)
 
@@ -204,9 +240,9 @@ class Pipeline:
             return
         then, now = json.loads(path.read_text()), stage.settings()
         changes = [
-            f"  {name}: {then['settings'].get(name)!r} -> {now.get(name)!r}"
+            f"  {name}: {then['settings'].get(name, '(not set)')!r} -> {now.get(name, '(not set)')!r}"
             for name in sorted(then["settings"].keys() | now.keys())
-            if then["settings"].get(name) != now.get(name)
+            if name not in then["settings"] or name not in now or then["settings"][name] != now[name]
         ]
         if not changes and then["fingerprint"] != self.fingerprint(stage):
             changes = [f"  one of the stages it uses ({', '.join(stage.needs)}) has other settings now"]
@@ -221,31 +257,53 @@ class Pipeline:
                 f"(--rerun {stage.name})"
             )
 
-    def dependents(self, name: str) -> list[str]:
-        """The stage and all that use it, directly or not."""
-        found = [name]
+    def dependents(self, names: Iterable[str]) -> list[str]:
+        """These stages and all that use them, directly or not, in order."""
+        found: list[str] = []
         for stage in self.stages.values():
-            if set(stage.needs) & set(found):
+            if stage.name in names or set(stage.needs) & set(found):
                 found.append(stage.name)
         return found
 
-    def forget(self, name: str) -> list[str]:
-        """Delete what a stage and its dependents left, so that they run again. Returns their names."""
-        if name not in self.stages:
-            raise ValueError(f"--rerun {name}: there is no such stage; there are {list(self.stages)}")
-        found = self.dependents(name)
-        for dependent in found:
-            folder = self.stages[dependent].folder
+    def forget(self, names: list[str]) -> list[str]:
+        """Delete what these stages and their dependents left, so that they run again. Returns the names of all.
+
+        The same request once more deletes nothing until all stages have finished: the command of an interrupted job
+        is given again, and goes on.
+        """
+        if self.was_forgotten(names):
+            return []
+        found = self.dependents(names)
+        for name in found:
+            folder = self.stages[name].folder
             (folder / DONE).unlink(missing_ok=True)  # first, so that half a removal is not taken for a finished stage
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(folder)
+        write_json(self.folder / RERUN, self._request(names))
         return found
 
+    def was_forgotten(self, names: list[str]) -> bool:
+        """Whether the stages were deleted to be run again, and not all stages have finished since."""
+        note = self.folder / RERUN
+        return note.exists() and json.loads(note.read_text()) == self._request(names)
+
+    def _request(self, names: list[str]) -> dict[str, str]:
+        for name in names:
+            if name not in self.stages:
+                raise ValueError(f"--rerun {name}: stage {unknown(name, self.stages)}")
+        return {name: self.fingerprint(self.stages[name]) for name in names}
+
     def pending(self) -> Iterator[Stage]:
-        """Stages to run, in order; a finished one is skipped after its settings were compared."""
+        """Stages to run, in order. Raises ValueError before the first one if the settings of any have changed."""
         for stage in self.stages.values():
             self.check_unchanged(stage)
+        for stage in self.stages.values():
             if stage.done() is None:
                 yield stage
+
+    def finish_all(self) -> None:
+        """Every stage is done: the next request to run some again is a new one."""
+        (self.folder / RERUN).unlink(missing_ok=True)
 
     def begin(self, stage: Stage) -> None:
         """Note what the stage is started with."""
@@ -265,15 +323,29 @@ class Pipeline:
         write_json(stage.folder / DONE, note)
 
 
+def explain_reference(message: str, earlier: dict[str, Any]) -> str:
+    """What is wrong with a `${...}`, led by the nearest right name."""
+    found = re.search(r"'stages\.(\w+)(?:\.(\w+))?", message)
+    if found and found[1] not in earlier:
+        return f"it refers to a stage that does not stand before it: {unknown(found[1], earlier)}"
+    if found and found[2]:
+        return f"${{stages.{found[1]}.{found[2]}}}: {unknown(found[2], earlier[found[1]])}"
+    return message.splitlines()[0]
+
+
 def data_identity(config: dict[str, Any]) -> str:
     """Names and sizes of all shards that a stage's data specs name; tells changed data from unchanged."""
     data = config.get("data", {})
-    specs = data.get("init_args", data).get("spec", [])
+    options = data.get("init_args", data)
+    paths = options.get("spec", [])
     listing: list[Any] = []
-    for path in [specs] if isinstance(specs, str) else specs:
+    for path in [paths] if isinstance(paths, str) else paths:
         spec = DataSpec.read(Path(path))
-        root = Path(spec.root)
-        listing += (
-            sorted((shard.name, shard.stat().st_size) for shard in root.glob("*.tar")) if root.is_dir() else [path]
-        )
+        spec = spec if options.get("root") is None else spec.with_root(options["root"])
+        for split in spec.splits:
+            try:
+                shards = [Path(shard) for shard in spec.shards(split)]
+            except ValueError:  # a split that is not there
+                shards = []
+            listing += [(spec.name, shard.name, shard.stat().st_size if shard.exists() else None) for shard in shards]
     return f"{len(listing)} shards, {hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]}"

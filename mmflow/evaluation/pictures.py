@@ -66,19 +66,20 @@ def _save(figure: Figure, out: Path) -> None:
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
-def loss_curves(metrics_csv: Path, out: Path) -> None:
+def loss_curves(logs: Sequence[Path], out: Path) -> None:
     """Draw losses, accuracies and error rates by step, one panel for each kind and all stages in it.
 
     Training values, which are of one batch each, are drawn faintly under their running mean; others as points.
 
     Args:
-        metrics_csv: What Lightning's CSVLogger leaves: a column `step` and columns named `stage/quantity`.
+        logs: What Lightning's CSVLogger left, one file per start of the run, in order: a column `step` and columns
+            named `stage/quantity`.
         out: The PNG file.
 
     Raises:
         ValueError: there is nothing to draw.
     """
-    curves = read_curves(metrics_csv)
+    curves = read_curves(logs)
     panels = {
         title: {name: curve for name, curve in curves.items() if name.split("/")[-1].startswith(start)}
         for title, start in PANELS.items()
@@ -86,7 +87,7 @@ def loss_curves(metrics_csv: Path, out: Path) -> None:
     panels = {title: members for title, members in panels.items() if members}
     if not panels:
         raise ValueError(
-            f"{metrics_csv} holds no values of any quantity named {', '.join(PANELS.values())} (but of "
+            f"{', '.join(map(str, logs))} holds no values of any quantity named {', '.join(PANELS.values())} (but of "
             f"{', '.join(curves) or 'none'}); log one, or draw after the first logged step"
         )
     with rc_context(STYLE):
@@ -97,14 +98,15 @@ def loss_curves(metrics_csv: Path, out: Path) -> None:
         _save(figure, out)
 
 
-def read_curves(metrics_csv: Path) -> Curves:
+def read_curves(logs: Sequence[Path]) -> Curves:
     """All logged values by name, in order of steps; what a resumed run logged again counts once, the later value."""
     values: dict[str, dict[int, float]] = {}
-    with metrics_csv.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, text in row.items():
-                if "/" in name and text:
-                    values.setdefault(name, {})[int(row["step"])] = float(text)
+    for log in logs:
+        with log.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, text in row.items():
+                    if "/" in name and text:
+                        values.setdefault(name, {})[int(row["step"])] = float(text)
     return {name: sorted(points.items()) for name, points in values.items()}
 
 

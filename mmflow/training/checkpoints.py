@@ -2,11 +2,13 @@
 
 import hashlib
 import logging
+import math
+import pickle
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -15,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from mmflow.atomic import atomic_file
+from mmflow.processes import rank
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +34,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Single-file checkpoints under Lightning's strategies, published with their hash.
 
     The hash is published first: a checkpoint that stands under its name therefore always has it, and a checkpoint
-    whose content differs (cut off, or changed on the disk) is seen. Files are never overwritten, so a hash that stands
-    alone after a crash does no harm. Loading unpickles nothing but tensors and plain containers.
+    whose content differs (cut off, or changed on the disk) is seen. A hash that stands alone after a crash does no
+    harm. Loading unpickles nothing but tensors and plain containers.
     """
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         path = Path(path)
+        self.remove_checkpoint(path)  # a damaged one of the same step, else its content would meet the new hash
         with atomic_file(path) as file:
-            torch.save(checkpoint, file)
-            file.flush()
+            write(checkpoint, file)
             digest = hash_file(Path(file.name))
             with atomic_file(path.with_name(path.name + HASH)) as sums:
                 sums.write(f"{digest}  {path.name}\n".encode())
@@ -54,12 +57,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         if (problem := problem_of(Path(path))) is not None:
             raise ValueError(f"checkpoint {path} cannot be used: {problem}")
-        return torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            raise ValueError(
+                f"checkpoint {path} cannot be used: it is cut off, or holds more than tensors, numbers, text and lists "
+                f"of them, which would run code when it is loaded ({' '.join(repr(error).split()):.200})"
+            ) from error
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
         Path(f"{path}{HASH}").unlink(missing_ok=True)
+
+
+def write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """torch.save, whose error of a write that fails in the middle is the system's and not about the zip format."""
+    try:
+        torch.save(checkpoint, file)
+        file.flush()
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def problem_of(path: Path) -> str | None:
@@ -69,7 +89,7 @@ def problem_of(path: Path) -> str | None:
     sums = path.with_name(path.name + HASH)
     if not sums.exists():
         return None
-    if hash_file(path) != sums.read_text().split()[0]:
+    if [hash_file(path)] != sums.read_text().split()[:1]:
         return f"its SHA-256 is not the one in {sums.name}; it is cut off or was changed"
     return None
 
@@ -81,18 +101,31 @@ def step_of(path: Path) -> int:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The checkpoint of the latest step in `folder` that is whole; says which ones it skipped."""
-    for path in sorted(folder.glob("step-*.ckpt"), key=step_of, reverse=True):
+    """The checkpoint of the latest step in `folder` that is whole, None when there is none; says what it skipped.
+
+    Raises ValueError when there are checkpoints and all of them are damaged: a run does not silently start anew.
+    """
+    found = sorted(folder.glob("step-*.ckpt"), key=step_of, reverse=True)
+    for path in found:
         has_hash = path.with_name(path.name + HASH).exists()
         problem = problem_of(path) if has_hash else "its hash file is missing"
         if problem is None:
             return path
-        log.warning("skipping checkpoint %s: %s", path, problem)
+        if rank() == 0:
+            log.warning("skipping checkpoint %s: %s", path, problem)
+    if found:
+        raise ValueError(
+            f"none of the {len(found)} checkpoints in {folder} is whole; put back a copy with its {HASH} file, or "
+            f"begin again: remove {folder}"
+        )
     return None
 
 
 class Checkpoints(Checkpoint):
     """Keep the last checkpoints and the best one in `<default_root_dir>/checkpoints`.
+
+    A checkpoint of a step is the state before the validation that may be due at it; resuming validates first. Only the
+    last step of a training is saved after its validation.
 
     Args:
         every_steps: a checkpoint each so many steps.
@@ -110,65 +143,92 @@ class Checkpoints(Checkpoint):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
     ) -> None:
-        if keep < 1:
-            raise ValueError(f"keep={keep} must be at least 1: the run could not be resumed")
+        for name, value, least in (("every_steps", every_steps, 1), ("keep", keep, 1)):
+            if value < least:
+                raise ValueError(f"checkpoints.{name}={value} must be at least {least}, or a run could not be resumed")
         self.every_steps, self.every_minutes, self.keep = every_steps, every_minutes, keep
         self.monitor, self.mode = monitor, mode
         self.best_score: float | None = None
+        self.metrics: dict[str, float] = {}  # of the last validation
         self.saved_at = time.monotonic()
         self.saved_step = -1
+        self.flushed = True  # whether the loggers have written what belongs to the last checkpoint
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "Checkpoints":
+        """The Trainer's own."""
+        return next(c for c in trainer.checkpoint_callbacks if isinstance(c, cls))
 
     def folder(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints"
 
-    def save(self, trainer: Trainer) -> Path:
-        """Publish a checkpoint of this step, then drop the oldest."""
-        path = self.folder(trainer) / f"step-{trainer.global_step:08d}.ckpt"
-        if self.saved_step != trainer.global_step:
-            self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
-            self._write(trainer, path, "step-*.ckpt", self.keep)
-        return path
+    def path(self, trainer: Trainer, family: str) -> Path:
+        """Where the checkpoint of this step in a family (`step` or `best-step`) goes."""
+        return self.folder(trainer) / f"{family}-{trainer.global_step:08d}.ckpt"
 
-    def _write(self, trainer: Trainer, path: Path, family: str, keep: int) -> None:
-        if path.exists() and problem_of(path) is not None:  # a damaged one of the same step, which was skipped
-            trainer.strategy.remove_checkpoint(path)
-        if not path.exists():
-            trainer.save_checkpoint(path, weights_only=False)
+    def save(self, trainer: Trainer) -> Path:
+        """Publish a checkpoint of this step unless it stands, then drop the oldest."""
+        if self.saved_step != trainer.global_step:
+            self.saved_step, self.saved_at, self.flushed = trainer.global_step, time.monotonic(), False
+            self._write(trainer, "step", self.keep)
+        return self.path(trainer, "step")
+
+    def _write(self, trainer: Trainer, family: str, keep: int) -> None:
+        path = self.path(trainer, family)
+        trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            for old in sorted(path.parent.glob(family), key=step_of)[:-keep]:
-                trainer.strategy.remove_checkpoint(old)
+            found = sorted(path.parent.glob(f"{family}-*.ckpt"), key=step_of)
+            # one of a later step is damaged or of a run that went back further: it is of no use to this one
+            kept = [other for other in found if step_of(other) <= step_of(path)][-keep:]
+            for other in set(found) - set(kept):
+                trainer.strategy.remove_checkpoint(other)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+        if self.monitor is not None and trainer.val_check_batch == math.inf:
+            raise ValueError(
+                f"checkpoints.monitor={self.monitor!r} is looked at when validating, which this training never does; "
+                f"set trainer.val_check_interval"
+            )
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self.flushed:  # a resumed run does not log again what came before its checkpoint
+            for logger in trainer.loggers:
+                logger.save()
+            self.flushed = True
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step == trainer.max_steps:
             return
-        due = trainer.global_step % self.every_steps == 0
-        late = time.monotonic() - self.saved_at > 60 * self.every_minutes
-        if trainer.world_size > 1 and trainer.global_step % 10 == 0:  # clocks differ, ranks must agree
-            late = trainer.strategy.broadcast(late)
-        elif trainer.world_size > 1:
-            late = False
-        if due or late:
+        if trainer.global_step % self.every_steps == 0 or self._is_late(trainer):
             self.save(trainer)
+
+    def _is_late(self, trainer: Trainer) -> bool:
+        late = time.monotonic() - self.saved_at > 60 * self.every_minutes
+        if trainer.world_size == 1:
+            return late
+        # clocks differ and ranks must agree, which need not be checked at every step
+        return trainer.global_step % 10 == 0 and trainer.strategy.broadcast(late)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics))
-            raise ValueError(f"checkpoints monitor {self.monitor!r}, which was not logged; there are: {known}")
-        score = float(trainer.callback_metrics[self.monitor])
-        sign = 1 if self.mode == "min" else -1
-        if self.best_score is None or sign * score < sign * self.best_score:
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if self.monitor is None:
+            return
+        if self.monitor not in self.metrics:
+            known = ", ".join(sorted(self.metrics))
+            raise ValueError(f"checkpoints.monitor={self.monitor!r} was not logged; there are: {known}")
+        score, sign = self.metrics[self.monitor], 1 if self.mode == "min" else -1
+        if not math.isnan(score) and (self.best_score is None or sign * score < sign * self.best_score):
             self.best_score = score
-            self._write(trainer, self.folder(trainer) / f"best-step-{trainer.global_step:08d}.ckpt", "best-*.ckpt", 1)
+            self._write(trainer, "best-step", keep=1)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,8 +236,8 @@ class Checkpoints(Checkpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score}
+        return {"best_score": self.best_score, "metrics": self.metrics}
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.best_score = state_dict["best_score"]
+        self.best_score, self.metrics = state_dict["best_score"], state_dict["metrics"]

@@ -29,10 +29,11 @@ class FiniteLoss(Callback):
         if torch.isfinite(loss):
             return
         samples = list(zip(self.batch.get("__shard__", ()), self.batch.get("__key__", ()), strict=True))
-        path = Path(trainer.default_root_dir) / "bad_batch.json"
+        name = "bad_batch" if trainer.is_global_zero else f"bad_batch-rank{trainer.global_rank}"
+        path = Path(trainer.default_root_dir) / f"{name}.json"
         write_json(path, {"step": trainer.global_step, "rank": trainer.global_rank, "samples": samples})
         raise FloatingPointError(
-            f"the loss is {float(loss)} at step {trainer.global_step}, rank {trainer.global_rank}; "
-            f"the batch's {len(samples)} samples are listed in {path}; "
-            f"look at them with `data show`, or lower the learning rate and start from an earlier checkpoint"
+            f"the loss is {float(loss.detach())} at step {trainer.global_step}, rank {trainer.global_rank}; "
+            f"the batch's {len(samples)} samples are listed in {path}: look whether something is wrong with them; "
+            f"otherwise lower the learning rate"
         )

@@ -25,7 +25,18 @@ class Lanes(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not pl_module.automatic_optimization:  # k-means steps over its own pool
             return
-        lanes, world = trainer.datamodule.lanes, trainer.world_size  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "lanes"):
+            raise ValueError(
+                f"training takes its steps from the plan of its data, and {type(data).__name__} has none; "
+                f"derive it from mmflow.data.datamodule.ShardData"
+            )
+        if trainer.max_steps < 1:
+            raise ValueError(
+                f"trainer.max_steps={trainer.max_steps}, but the order of the data has no end and the learning rate is "
+                f"scheduled over all steps; set trainer.max_steps"
+            )
+        lanes, world = data.lanes, trainer.world_size
         if lanes % world:
             divisors = [w for w in range(1, lanes + 1) if lanes % w == 0]
             raise ValueError(
@@ -49,8 +60,20 @@ class Lanes(Callback):
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        steps, epoch_loop = checkpoint["global_step"], "epoch_loop."
-        loop = checkpoint["loops"]["fit_loop"]
-        for count in (loop[f"{epoch_loop}batch_progress"]["total"], loop[f"{epoch_loop}batch_progress"]["current"]):
-            count.update(dict.fromkeys(count, steps * trainer.accumulate_grad_batches))
-        loop[f"{epoch_loop}state_dict"]["_batches_that_stepped"] = steps
+        if trainer.state.fn != "fit":
+            return
+        steps, loops = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]
+        batches, every = steps * trainer.accumulate_grad_batches, trainer.val_check_interval
+        fill(loops["epoch_loop.batch_progress"], batches)
+        # A checkpoint is the state before the validation that was due at its step. Lightning would take it for the
+        # state after: it goes back to a validation only where it sees that one had begun.
+        due = isinstance(every, int) and batches % every == 0 and trainer.enable_validation
+        fill(loops["epoch_loop.val_loop.batch_progress"], 0)
+        loops["epoch_loop.val_loop.batch_progress"]["total"].update(ready=int(due), started=int(due))
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - due  # counted up after the validation
+
+
+def fill(progress: dict[str, Any], batches: int) -> None:
+    """Set a stored progress of Lightning's to `batches` begun and finished."""
+    for count in (progress["total"], progress["current"]):
+        count.update(dict.fromkeys(count, batches))

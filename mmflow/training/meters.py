@@ -1,35 +1,39 @@
 """How fast training goes and what it waits for."""
 
+import math
 import sys
 import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
 
 class Meters(Callback):
-    """Logs samples/s, seconds of audio per second and the share of time spent waiting for data.
+    """Logs samples/s, seconds of audio per second, the share of time spent waiting for data, and the learning rate.
 
     All figures are over the steps since the last log; rates are of this process times the number of processes. Where
-    the output is no terminal (a batch job's log), one line with the logged metrics is printed instead of a bar.
+    the output is no terminal (a batch job's log), lines with the logged metrics are printed instead of a bar.
     """
 
     def __init__(self) -> None:
+        self.lr: float | None = None
         self._clear()
-        self.ended_at = time.perf_counter()
 
     def _clear(self) -> None:
-        self.samples, self.audio_s, self.waited_s, self.since = 0, 0.0, 0.0, time.perf_counter()
+        self.samples, self.audio_s, self.waited_s = 0, 0.0, 0.0
+        self.since = self.ended_at = time.perf_counter()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._clear()
-        self.ended_at = time.perf_counter()
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.waited_s += time.perf_counter() - self.ended_at
+        if trainer.lr_scheduler_configs:  # read before the step, which moves it
+            self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     @override
     def on_train_batch_end(
@@ -40,25 +44,57 @@ class Meters(Callback):
             self.audio_s += batch["audio_seconds"]
         boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if boundary and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            elapsed_s = time.perf_counter() - self.since
-            rates = {"data_wait": self.waited_s / elapsed_s}
-            if self.samples:
-                rates["samples_per_s"] = self.samples / elapsed_s * trainer.world_size
-                rates["audio_s_per_s"] = self.audio_s / elapsed_s * trainer.world_size
-            pl_module.log_dict({f"speed/{name}": value for name, value in rates.items()})
+            rates = self._rates(trainer.world_size)
+            pl_module.log_dict({f"speed/{name}": rate for name, rate in rates.items()})
+            if self.lr is not None:
+                pl_module.log("train/lr", self.lr)
+            report(trainer, "train/", rates)
             self._clear()
-            if trainer.is_global_zero and not sys.stdout.isatty():
-                print(line(trainer, rates), flush=True)
         self.ended_at = time.perf_counter()
+
+    def _rates(self, world: int) -> dict[str, float]:
+        elapsed_s = time.perf_counter() - self.since
+        rates = {"data_wait": self.waited_s / elapsed_s}
+        if self.samples:
+            rates["samples_per_s"] = self.samples / elapsed_s * world
+            rates["audio_s_per_s"] = self.audio_s / elapsed_s * world
+        return rates
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._clear()  # validation is no part of the rate
-        self.ended_at = time.perf_counter()
+        if trainer.state.fn == "fit":
+            report(trainer, "val/", {})
+        self._clear()  # validation is no part of the rates
 
 
-def line(trainer: Trainer, rates: dict[str, float]) -> str:
-    """`step 200/1200  train/loss 3.21  ...  samples_per_s 41`: the metrics of the progress bar and the rates."""
-    shown = trainer.progress_bar_metrics | rates
-    values = [f"{name} {float(value):.4g}" for name, value in shown.items() if isinstance(value, float | int)]
-    return "  ".join([f"step {trainer.global_step}/{trainer.max_steps}", *values])
+def report(trainer: Trainer, prefix: str, rates: dict[str, float]) -> None:
+    """Print `step 200/1200  train/loss 3.21  ...  samples_per_s 41`: those of the bar's metrics with the prefix."""
+    if not trainer.is_global_zero or sys.stdout.isatty():
+        return
+    shown = {name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith(prefix)}
+    values = [f"{name} {float(value):.4g}" for name, value in (shown | rates).items()]
+    of = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+    print("  ".join([f"step {trainer.global_step}{of}", *values]), flush=True)
+
+
+class StepBar(RichProgressBar):
+    """A bar over the steps of a training. Lightning's counts the micro-batches of an epoch, which has no end here."""
+
+    @property
+    @override
+    def total_train_batches(self) -> int | float:
+        return self.trainer.max_steps if self.trainer.max_steps > 0 else math.inf
+
+    @override
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Step".ljust(len(self.validation_description))
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.global_step - 1)
+
+    @override
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

@@ -38,10 +38,19 @@ def ink(path: Path) -> float:
 
 def test_curves_are_read_by_name_and_a_repeated_step_counts_once(tmp_path):
     (tmp_path / "metrics.csv").write_text(CSV)
-    curves = read_curves(tmp_path / "metrics.csv")
+    curves = read_curves([tmp_path / "metrics.csv"])
     assert curves["train/loss"] == [(10, 3.0), (20, 2.25), (30, 2.0)]
     assert curves["val/loss"] == [(20, 2.75)]
     assert "epoch" not in curves
+
+
+def test_curves_of_a_resumed_run_are_joined_and_the_later_start_counts(tmp_path):
+    (tmp_path / "first.csv").write_text(CSV)
+    (tmp_path / "second.csv").write_text("epoch,step,train/loss,val/loss\n0,30,1.75,\n0,40,1.5,1.6\n")
+    curves = read_curves([tmp_path / "first.csv", tmp_path / "second.csv"])
+    assert curves["train/loss"] == [(10, 3.0), (20, 2.25), (30, 1.75), (40, 1.5)]
+    assert curves["train/acc_masked"][-1] == (30, 0.3)
+    assert curves["val/loss"] == [(20, 2.75), (40, 1.6)]
 
 
 def test_running_mean_shrinks_its_window_at_the_ends():
@@ -50,10 +59,10 @@ def test_running_mean_shrinks_its_window_at_the_ends():
 
 def test_loss_curves_are_drawn_for_short_and_long_runs(tmp_path):
     (tmp_path / "short.csv").write_text(CSV)
-    loss_curves(tmp_path / "short.csv", tmp_path / "short.png")
+    loss_curves([tmp_path / "short.csv"], tmp_path / "short.png")
     lines = [f"{step},{math.exp(-step / 100)},{0.5},{0.25}" for step in range(300)]
     (tmp_path / "long.csv").write_text("\n".join(["step,train/loss,val/wer,val/cer", *lines]))
-    loss_curves(tmp_path / "long.csv", tmp_path / "folder" / "long.png")
+    loss_curves([tmp_path / "long.csv"], tmp_path / "folder" / "long.png")
     short, long = imread(tmp_path / "short.png"), imread(tmp_path / "folder" / "long.png")
     assert long.shape[1] == 1.5 * short.shape[1]  # three panels against two
     assert 0.01 < ink(tmp_path / "short.png") < 0.5
@@ -62,7 +71,7 @@ def test_loss_curves_are_drawn_for_short_and_long_runs(tmp_path):
 def test_a_log_without_losses_is_refused(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,step,speed/samples\n0,10,5\n")
     with pytest.raises(ValueError, match=r"metrics.csv holds no values of .* loss.* \(but of speed/samples\)"):
-        loss_curves(tmp_path / "metrics.csv", tmp_path / "loss.png")
+        loss_curves([tmp_path / "metrics.csv"], tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
 
 

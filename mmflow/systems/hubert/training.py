@@ -15,6 +15,7 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 from mmflow.atomic import write_json
 from mmflow.data.text import Characters
 from mmflow.nn.masking import span_mask
+from mmflow.nn.transformer import FeedForward
 from mmflow.systems.hubert.kmeans import load_hubert
 from mmflow.systems.hubert.model import CTCHead, Hubert, HubertPretrainingHead, PredictionSums, masked_prediction_loss
 from mmflow.training.objective import StepMean
@@ -32,6 +33,8 @@ class HubertPretraining(StepMean):
         warmup: share of the steps that it rises over; then it falls to 0 at `max_steps`.
         weight_decay: of AdamW.
         penalty: weight of the mean square of the conv features.
+        visible_share: share of the steps in which visible frames count too, with a weight that falls from 1 to 0. The
+            paper has 0. A small model otherwise spends hundreds of steps at the entropy of the units before it learns.
     """
 
     def __init__(
@@ -43,17 +46,25 @@ class HubertPretraining(StepMean):
         warmup: float = 0.08,
         weight_decay: float = 0.01,
         penalty: float = 10.0,
+        visible_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.hubert, self.head = hubert, HubertPretrainingHead(hubert.dim, [num_classes], unit_dim)
-        self.num_classes, self.penalty = num_classes, penalty
+        self.num_classes, self.penalty, self.visible_share = num_classes, penalty, visible_share
         self.lr, self.warmup, self.weight_decay = lr, warmup, weight_decay
-        self.scores = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "acc_masked", "acc_unmasked")})
+        self.val_loss, self.val_masked, self.val_unmasked = MeanMetric(), MeanMetric(), MeanMetric()
+        self.label_counts: Tensor
         self.register_buffer("label_counts", torch.zeros(num_classes, dtype=torch.int64), persistent=False)
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        clustering = self.trainer.datamodule.clustering  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "clustering"):
+            raise ValueError(
+                f"HubertPretraining predicts units, which {type(data).__name__} does not have; "
+                f"set data to mmflow.systems.hubert.data.SpeechUnits"
+            )
+        clustering = data.clustering
         if clustering["num_clusters"] != self.num_classes:
             raise ValueError(
                 f"model.num_classes={self.num_classes}, but the units come from a clustering into "
@@ -74,7 +85,15 @@ class HubertPretraining(StepMean):
         self.log("train/acc_unmasked", sums.unmasked_correct / sums.unmasked_count)
         self.log("train/feature_penalty", mean_penalty.detach())
         self.log("train/label_perplexity", perplexity(batch["units"], self.num_classes))
-        return self.add(sums.masked_nll + self.penalty * mean_penalty * sums.masked_count, sums.masked_count)
+        weight = self.visible_weight()
+        total = sums.masked_nll + weight * sums.unmasked_nll
+        count = sums.masked_count + weight * sums.unmasked_count
+        return self.add(total + self.penalty * mean_penalty * count, count)
+
+    def visible_weight(self) -> float:
+        """Weight of visible frames at this step."""
+        until = self.visible_share * self.trainer.max_steps
+        return max(0.0, 1.0 - self.global_step / until) if until > 0 else 0.0
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
         rows = batch["valid"]
@@ -82,22 +101,24 @@ class HubertPretraining(StepMean):
             return
         part = {name: batch[name][rows] for name in ("audio", "units", "mask")}
         sums, _ = self(part)
-        self.scores["loss"].update(sums.masked_nll / sums.masked_count, sums.masked_count)
-        self.scores["acc_masked"].update(sums.masked_correct / sums.masked_count, sums.masked_count)
-        self.scores["acc_unmasked"].update(sums.unmasked_correct / sums.unmasked_count, sums.unmasked_count)
+        self.val_loss.update(sums.masked_nll / sums.masked_count, sums.masked_count)
+        self.val_masked.update(sums.masked_correct / sums.masked_count, sums.masked_count)
+        self.val_unmasked.update(sums.unmasked_correct / sums.unmasked_count, sums.unmasked_count)
         self.label_counts += torch.bincount(part["units"].flatten(), minlength=self.num_classes)
 
     def on_validation_epoch_end(self) -> None:
-        for name, score in self.scores.items():
+        scores = {"loss": self.val_loss, "acc_masked": self.val_masked, "acc_unmasked": self.val_unmasked}
+        for name, score in scores.items():
             self.log(f"val/{name}", score.compute(), prog_bar=name != "acc_unmasked")
             score.reset()
-        counts = self.trainer.strategy.reduce(self.label_counts, reduce_op="sum")
+        counts = self.trainer.strategy.reduce(self.label_counts.clone(), reduce_op="sum")
+        assert isinstance(counts, Tensor)
         self.log("val/majority", counts.max() / counts.sum().clamp(min=1))  # accuracy of the commonest unit
         self.label_counts.zero_()
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=self.weight_decay
+            self.parameters(), lr=self.lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=self.weight_decay, foreach=True
         )
         schedule = linear_warmup_decay(optimizer, self.trainer.max_steps, self.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -149,8 +170,9 @@ class HubertCTC(StepMean):
         if checkpoint is not None:
             self.hubert.feature_grad_mult = 0.0
             self.hubert.conv.requires_grad_(False)
-        for block in self.hubert.blocks:
-            block.ffn.dropout.p = ffn_dropout
+        for module in self.hubert.modules():
+            if isinstance(module, FeedForward):
+                module.dropout.p = ffn_dropout
         self.characters = Characters()
         self.head = CTCHead(self.hubert.dim, len(self.characters), dropout)
         self.lr, self.freeze_steps, self.transcripts = lr, freeze_steps, transcripts
@@ -191,8 +213,9 @@ class HubertCTC(StepMean):
         count = torch.tensor(float(len(frame_lengths)), device=self.device)
         self.log("train/loss", (total / count).detach(), prog_bar=True)
         self.log("train/infeasible", infeasible(batch["targets"], batch["target_lengths"], frame_lengths).float().sum())
-        if self.frozen:  # DDP waits for a gradient of every parameter; these are dropped before the optimiser step
-            total = total + 0.0 * sum(p.sum() for p in self.hubert.parameters() if p.requires_grad)
+        # DDP waits for a gradient of every parameter; those of a frozen encoder are dropped before the optimiser step
+        unused = self.hubert.parameters() if self.frozen else [self.hubert.mask_embedding]  # unused without masks
+        total = total + 0.0 * sum(p.sum() for p in unused if p.requires_grad)
         return self.add(total, count)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

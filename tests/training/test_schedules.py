@@ -1,0 +1,47 @@
+"""Learning rates by step."""
+
+import pytest
+import torch
+
+from mmflow.training.schedules import linear_warmup_decay, tri_stage
+
+
+def factors(schedule, steps: int) -> list[float]:
+    """Of the peak, at each step."""
+    found = []
+    for _ in range(steps):
+        found.append(schedule.get_last_lr()[0] / 2)
+        schedule.optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.fixture
+def optimizer():
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+
+
+def test_the_rate_rises_over_the_first_steps_and_falls_to_zero(optimizer):
+    found = factors(linear_warmup_decay(optimizer, total_steps=10, warmup=0.4), 11)
+    assert found == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0])
+
+
+def test_a_training_of_few_steps_starts_at_the_peak(optimizer):
+    assert factors(linear_warmup_decay(optimizer, total_steps=2, warmup=0.08), 3) == pytest.approx([1.0, 1.0, 0.0])
+
+
+def test_three_stages_rise_hold_and_decay(optimizer):
+    found = factors(tri_stage(optimizer, total_steps=10, shares=(0.2, 0.4, 0.4)), 12)
+    assert found[:2] == pytest.approx([0.01, 0.505])
+    assert found[2:7] == pytest.approx([1.0] * 5)
+    assert found[7:11] == pytest.approx([0.05**0.25, 0.05**0.5, 0.05**0.75, 0.05])
+    assert found[11] == pytest.approx(0.05)  # stays at the floor
+
+
+def test_one_step_of_three_stages_has_a_rate(optimizer):
+    assert factors(tri_stage(optimizer, total_steps=1), 1) == pytest.approx([1.0])
+
+
+def test_shares_that_do_not_add_up_are_refused(optimizer):
+    with pytest.raises(ValueError, match=r"shares=\(0.1, 0.4, 0.4\) must add up to 1, not 0.9"):
+        tri_stage(optimizer, 10, shares=(0.1, 0.4, 0.4))
