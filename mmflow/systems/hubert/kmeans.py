@@ -19,7 +19,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from mmflow.nn.kmeans import ClusterSums, best_start, cluster_sums, farthest, kmeans_plus_plus, nearest, refill
-from mmflow.systems.hubert.model import FRAME_RATE, Hubert
+from mmflow.systems.hubert.model import FRAME_RATE
+from mmflow.systems.hubert.weights import load_hubert
 
 log = logging.getLogger(__name__)
 
@@ -408,19 +409,3 @@ class HubertLayer(nn.Module):
         """audio (B, S), lengths (B,) samples -> frames (B, T, D), frame lengths (B,). Call it in eval mode."""
         encoded = self.hubert(audio, lengths)
         return encoded.layers[str(self.layer)], encoded.frame_lengths
-
-
-def load_hubert(checkpoint: str) -> Hubert:
-    """The Hubert inside a Lightning checkpoint whose module was built by the CLI and calls it `hubert`."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    config = saved.get("hyper_parameters", {}).get("hubert")
-    if not isinstance(config, dict) or config.get("class_path") != f"{Hubert.__module__}.{Hubert.__qualname__}":
-        raise ValueError(
-            f"{checkpoint} does not say how to build its HuBERT (hyper_parameters.hubert is {config!r}); "
-            f"give the checkpoint of a HuBERT training that the command line started"
-        )
-    hubert = Hubert(**config.get("init_args", {}))
-    prefix = "hubert."
-    weights = {name.removeprefix(prefix): w for name, w in saved["state_dict"].items() if name.startswith(prefix)}
-    hubert.load_state_dict(weights)
-    return hubert

@@ -20,8 +20,8 @@ from mmflow.evaluation.pictures import cluster_phone_heatmap, quality_by_layer, 
 from mmflow.nn.kmeans import best_start, cluster_sums, kmeans_plus_plus, nearest
 from mmflow.systems.hubert.data import hash_order
 from mmflow.systems.hubert.features import MFCC
-from mmflow.systems.hubert.kmeans import load_hubert
 from mmflow.systems.hubert.model import num_frames
+from mmflow.systems.hubert.weights import load_hubert
 
 LLOYD_STEPS = 30
 

@@ -16,8 +16,8 @@ from mmflow.atomic import write_json
 from mmflow.data.text import Characters
 from mmflow.nn.masking import span_mask
 from mmflow.nn.transformer import FeedForward
-from mmflow.systems.hubert.kmeans import load_hubert
 from mmflow.systems.hubert.model import CTCHead, Hubert, HubertPretrainingHead, PredictionSums, masked_prediction_loss
+from mmflow.systems.hubert.weights import load_hubert
 from mmflow.training.objective import StepMean
 from mmflow.training.schedules import linear_warmup_decay, tri_stage
 

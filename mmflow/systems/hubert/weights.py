@@ -1,6 +1,6 @@
-"""HuBERT checkpoints in the layout of `transformers`, in and out, with every tensor accounted for.
+"""HuBERT out of our own checkpoints, and in the layout of `transformers`, in and out, with every tensor accounted for.
 
-State dicts are safetensors only: nothing is unpickled. Tensors are renamed, never changed.
+Nothing is unpickled but tensors and plain containers. Tensors are renamed, never changed.
 """
 
 import json
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -78,6 +79,22 @@ def to_transformers(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[
         bias="conv.convs.0.bias" in state_dict,
     )
     return _rename(state_dict, {ours: prefix + theirs for ours, theirs in names.items()})
+
+
+def load_hubert(checkpoint: str) -> Hubert:
+    """The Hubert inside a Lightning checkpoint whose module was built by the CLI and calls it `hubert`."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    config = saved.get("hyper_parameters", {}).get("hubert")
+    if not isinstance(config, dict) or config.get("class_path") != f"{Hubert.__module__}.{Hubert.__qualname__}":
+        raise ValueError(
+            f"{checkpoint} does not say how to build its HuBERT (hyper_parameters.hubert is {config!r}); "
+            f"give the checkpoint of a HuBERT training that the command line started"
+        )
+    hubert = Hubert(**config.get("init_args", {}))
+    prefix = "hubert."
+    weights = {name.removeprefix(prefix): w for name, w in saved["state_dict"].items() if name.startswith(prefix)}
+    hubert.load_state_dict(weights)
+    return hubert
 
 
 def load_folder(folder: str | Path, leave: Sequence[str] = ()) -> Hubert:

@@ -1,6 +1,5 @@
 """Parts that fail, or take their time, where a test wants it; named in configs of tests."""
 
-import os
 import time
 from typing import Any
 
@@ -40,5 +39,5 @@ class SlowUtterances(Utterances):
 
 
 def slowly(sample: Any, rng: Any) -> Any:
-    time.sleep(float(os.environ.get("MMFLOW_TEST_SLOWNESS", "0.1")))
+    time.sleep(0.06)
     return keep(sample, rng)
