@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -49,7 +50,8 @@ def fetch(shard: str, allow_pipe: bool = False) -> BinaryIO:
         except FileNotFoundError:
             remove_parts(copy.parent)  # of a process that was killed while it fetched
             file, is_new = _download(shard, copy), True
-    os.utime(file.fileno())  # the order of eviction is that of last use
+    now = time.time_ns()  # the system's own stamps are some milliseconds coarse
+    os.utime(file.fileno(), ns=(now, now))  # the order of eviction is that of last use
     if is_new:
         _evict(copy.parents[1], keep=copy)
     return file
