@@ -108,7 +108,8 @@ class LayerQuality(LightningModule):
         for row in table:
             self.log(f"{measure}/{row['round']}" + ("" if row["layer"] is None else f"_{row['layer']}"), row[measure])
         if self.trainer.is_global_zero:
-            best = max(range(len(table)), key=lambda row: table[row][measure])
+            layers = [row for row in range(len(table)) if table[row]["layer"] is not None]
+            best = max(layers, key=lambda row: table[row][measure])  # the one to cluster for a next round
             write_json(self.folder / "quality.json", {"rows": table, "best": table[best]})
             source = list(joints)[best]
             if measure == "pnmi":
@@ -131,7 +132,8 @@ class LayerQuality(LightningModule):
 
     def _cluster(self, frames: Tensor) -> Tensor:
         """Centroids (K, D) of frames (N, D), by k-means++ and Lloyd's algorithm."""
-        frames, generator = frames.to(self.device).float(), torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
+        frames = frames[torch.randperm(len(frames), generator=generator)].to(self.device).float()
         if len(frames) < self.num_clusters:
             raise ValueError(
                 f"{len(frames)} frames do not make num_clusters={self.num_clusters} clusters; "
@@ -157,4 +159,5 @@ class LayerQuality(LightningModule):
         _, units = self._labels(utterance, source, inventory, centroids)
         words = " ".join(word[2] for word in utterance.info.get("words", [])) or utterance.name[1]
         phones = utterance.info.get("phones", [])
-        units_under_spectrogram(audio, units.cpu(), phones, words, self.folder / "units.png")
+        title = f"{words} – units of {source.replace('/', ', layer ')}"
+        units_under_spectrogram(audio, units.cpu(), phones, title, self.folder / "units.png")
