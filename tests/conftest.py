@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mmflow import signals
 from tests.command import Command
 from tests.tiny_speech import write_tiny_speech
 
@@ -38,3 +39,14 @@ def start() -> Iterator[Callable[..., Command]]:
     for command in commands:
         if command.process.poll() is None:
             command.send_all(signal.SIGKILL)
+
+
+@pytest.fixture
+def handled() -> Iterator[None]:
+    """The handlers of a run, and those of pytest again after it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    signals.install()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signals.received, signals.deferring = 0, False

@@ -5,24 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from mmflow import signals
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-@pytest.fixture(autouse=True)
-def handled() -> Iterator[None]:
-    """The handlers of a run, and those of pytest again after it."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    signals.install()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    signals.received, signals.deferring = 0, False
+pytestmark = pytest.mark.usefixtures("handled")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])

@@ -192,7 +192,7 @@ class ShardData(LightningDataModule):
 
     def transforms(self, training: bool) -> tuple[Prepare, Collate]:
         """The two picklable functions that make samples and batches; a subclass says them."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say how its samples and batches are made")
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 

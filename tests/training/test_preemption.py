@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,20 +13,10 @@ from mmflow.evaluation.pictures import read_curves
 from mmflow.training.checkpoints import newest_whole
 from tests.training.toy import Line, files, fit, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-@pytest.fixture(autouse=True)
-def handled() -> Iterator[None]:
-    """The handlers of a run, and those of pytest again after it."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    signals.install()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    signals.received, signals.deferring = 0, False
+pytestmark = [
+    pytest.mark.usefixtures("handled"),
+    pytest.mark.filterwarnings("ignore"),  # Lightning's advice on loggers and workers
+]
 
 
 class Send(Callback):
