@@ -102,6 +102,15 @@ class ClusterQuality(Metric):
         return {name: measure(self.joint) for name, measure in measures.items()} | of_units
 
 
+def phone_spans(phones: Sequence[Sequence], num_frames: int) -> list[tuple[int, int]]:
+    """First frame and the one after the last of each [start in s, end in s, name], of frames by their centres.
+
+    Frames are those of 50 Hz; a phone between two centres has none, and two equal numbers."""
+    centres = (torch.arange(num_frames, dtype=torch.float64) * HOP + WINDOW / 2) / SAMPLE_RATE  # s
+    times = torch.tensor([[start_s, end_s] for start_s, end_s, _ in phones], dtype=torch.float64).view(-1, 2)
+    return [(first, stop) for first, stop in torch.searchsorted(centres, times).tolist()]
+
+
 def phone_frames(phones: Sequence[Sequence], num_frames: int, inventory: Sequence[str]) -> Tensor:
     """The phone at the centre of each 50 Hz frame, as an index into `inventory`: (T,) int64, UNKNOWN where none is.
 
@@ -114,13 +123,12 @@ def phone_frames(phones: Sequence[Sequence], num_frames: int, inventory: Sequenc
         ValueError: a phone is not in the inventory.
     """
     index = {name: number for number, name in enumerate(inventory)}
-    centres = (torch.arange(num_frames, dtype=torch.float64) * HOP + WINDOW / 2) / SAMPLE_RATE  # s
     result = torch.full((num_frames,), UNKNOWN)
-    for start_s, end_s, name in phones:
+    for (start_s, _, name), (first, stop) in zip(phones, phone_spans(phones, num_frames), strict=True):
         if name not in index:
             raise ValueError(
                 f"phone {name!r} at {start_s} s is not among the {len(index)} of the inventory ({', '.join(index)}); "
                 f"take the inventory from all splits"
             )
-        result[(centres >= start_s) & (centres < end_s)] = index[name]
+        result[first:stop] = index[name]
     return result

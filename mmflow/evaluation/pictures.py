@@ -52,7 +52,13 @@ PANELS = {
     "character error rate": "cer",
     "word error rate": "wer",
 }
-MEASURES = {"pnmi": "PNMI", "phone_purity": "phone purity", "cluster_purity": "cluster purity"}
+# Column of a quality table -> title of its panel.
+MEASURES = {
+    "pnmi": "PNMI",
+    "abx_within": "ABX error, one speaker",
+    "abx_across": "ABX error across speakers",
+    "stability": "stability between seeds",
+}
 RANGE_DB = 75.0  # of a spectrogram, below its loudest point
 
 Curves = dict[str, list[tuple[int, float]]]  # logged name -> (step, value)
@@ -138,17 +144,19 @@ def running_mean(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def quality_by_layer(table: Sequence[Mapping], out: Path) -> None:
-    """Draw PNMI, phone purity and cluster purity of the units of each layer, one line per round.
+    """Draw the MEASURES of the units of each layer that the table holds, one line per round.
 
     Args:
         table: Rows with `round` (its name in the legend), `layer` (int, or None for features that have no layers, which
-            are drawn as a level across), and the numbers `pnmi`, `phone_purity` and `cluster_purity`.
+            are drawn as a level across), and the numbers of at least one of MEASURES, all rows of the same.
         out: The PNG file.
     """
     rounds = list(dict.fromkeys(row["round"] for row in table))
+    panels = {measure: title for measure, title in MEASURES.items() if measure in table[0]}
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.0), layout="constrained")
-        for axes, (measure, title) in zip(figure.subplots(1, 3), MEASURES.items(), strict=True):
+        figure = Figure(figsize=(1.2 + 2.8 * len(panels), 3.0), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (measure, title) in zip(grid, panels.items(), strict=True):
             for name, colour in zip(rounds, itertools.cycle(COLOURS)):
                 rows = [row for row in table if row["round"] == name]
                 _draw_round(axes, str(name), {row["layer"]: row[measure] for row in rows}, colour)

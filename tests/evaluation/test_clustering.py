@@ -17,6 +17,7 @@ from mmflow.evaluation.clustering import (
     joint_counts,
     phone_frames,
     phone_purity,
+    phone_spans,
     pnmi,
 )
 
@@ -121,6 +122,12 @@ def test_frames_take_the_phone_at_their_centre():
     # Centres are at 12.5, 32.5, 52.5, 72.5, 92.5 ms.
     phones = [[0.0, 0.0325, "a"], [0.0325, 0.06, "b"], [0.08, 1.0, "a"]]
     assert phone_frames(phones, 5, ["b", "a"]).tolist() == [1, 0, 0, UNKNOWN, 1]
+
+
+def test_spans_are_the_frames_under_each_phone():
+    phones = [[0.0, 0.0325, "a"], [0.0325, 0.06, "b"], [0.06, 0.07, "c"], [0.08, 1.0, "a"]]
+    assert phone_spans(phones, 5) == [(0, 1), (1, 3), (3, 3), (4, 5)]
+    assert phone_spans([], 5) == []
 
 
 def test_no_phones_and_no_frames_give_nothing():

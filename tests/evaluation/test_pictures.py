@@ -76,12 +76,20 @@ def test_a_log_without_losses_is_refused(tmp_path):
 
 
 def test_quality_is_drawn_with_and_without_layers(tmp_path):
-    row = {"pnmi": 0.4, "phone_purity": 0.5, "cluster_purity": 0.1}
+    row = {"pnmi": 0.4, "abx_within": 0.1, "abx_across": 0.2, "stability": 0.7, "unit_entropy": 4.4}
     level = {"round": "MFCC", "layer": None} | row
     quality_by_layer([level], tmp_path / "level.png")
     layers = [{"round": "round 1", "layer": layer} | row | {"pnmi": 0.4 + layer / 20} for layer in range(4)]
     quality_by_layer([level, *layers], tmp_path / "layers.png")
     assert ink(tmp_path / "layers.png") > ink(tmp_path / "level.png") > 0
+
+
+def test_quality_has_a_panel_for_each_measure_in_the_table(tmp_path):
+    quality_by_layer([{"round": "MFCC", "layer": None, "stability": 0.7}], tmp_path / "one.png")
+    both = {"round": "MFCC", "layer": None, "stability": 0.7, "pnmi": 0.4}
+    quality_by_layer([both], tmp_path / "two.png")
+    one, two = imread(tmp_path / "one.png"), imread(tmp_path / "two.png")
+    assert two.shape[1] - one.shape[1] == round(2.8 * 160)
 
 
 def test_heatmap_orders_phones_by_frequency_and_clusters_by_their_phone():

@@ -10,7 +10,7 @@ Letters: B batch, S waveform samples, T frames of an utterance, N frames of the 
 import hashlib
 import logging
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmflow.nn.kmeans import ClusterSums, best_start, cluster_sums, farthest, kmeans_plus_plus, nearest, refill
 from mmflow.systems.hubert.model import FRAME_RATE
+from mmflow.systems.hubert.quality import best_layer, weights_fingerprint
 from mmflow.systems.hubert.weights import load_hubert
 
 log = logging.getLogger(__name__)
@@ -387,23 +388,28 @@ class HubertLayer(nn.Module):
     """A hidden layer of a trained HuBERT as features: what the units of the next round are clustered from.
 
     Args:
-        checkpoint: A checkpoint of a training of this package that holds a HuBERT.
+        checkpoint: A checkpoint of a training of this package that holds a HuBERT, or published weights: whatever
+            `load_hubert` reads.
         layer: 0 is what the first block receives, k what block k returns (before any closing norm). The paper took 6 of
             12 after the first round and 9 after the second; the last layers of a first round imitate its MFCC units.
+            "best" is the layer that `quality` found best in exactly these weights.
+        quality: With layer "best" only: the `quality.json` of a LayerQuality stage, or the stage's folder.
     """
 
-    def __init__(self, checkpoint: str, layer: int) -> None:
+    def __init__(self, checkpoint: str, layer: int | Literal["best"], quality: str | None = None) -> None:
         super().__init__()
-        self.hubert, self.layer = load_hubert(checkpoint), layer
+        if layer != "best" and quality is not None:
+            raise ValueError(f"layer={layer} is chosen without quality={quality}; leave quality out or give layer=best")
+        if layer == "best" and quality is None:
+            raise ValueError("layer=best needs quality=, the quality.json of a LayerQuality stage; or give a number")
+        self.hubert = load_hubert(checkpoint)
+        self.layer = best_layer(quality, self.hubert) if quality is not None else int(layer)
         depth = len(self.hubert.blocks)
-        if not 0 <= layer <= depth:
+        if not 0 <= self.layer <= depth:
             raise ValueError(f"layer={layer} is not in 0..{depth}, the layers of {checkpoint}; try {depth // 2}")
-        del self.hubert.blocks[layer:]  # nobody looks at them
+        del self.hubert.blocks[self.layer :]  # nobody looks at them
         self.dim = self.hubert.dim
-        digest = hashlib.sha256(f"hubert layer {layer}".encode())
-        for name, weight in self.hubert.state_dict().items():
-            digest.update(name.encode() + weight.float().numpy().astype("<f4").tobytes())
-        self.fingerprint = digest.hexdigest()[:16]
+        self.fingerprint = weights_fingerprint(self.hubert.state_dict(), f"hubert layer {self.layer}")
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """audio (B, S), lengths (B,) samples -> frames (B, T, D), frame lengths (B,). Call it in eval mode."""

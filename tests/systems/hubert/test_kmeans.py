@@ -508,5 +508,5 @@ def test_a_layer_that_the_model_lacks_is_refused(hubert):
 
 
 def test_a_checkpoint_without_a_hubert_is_refused(fitted):
-    with pytest.raises(ValueError, match=r"step=1.ckpt does not say how to build its HuBERT"):
+    with pytest.raises(ValueError, match=r"step=1.ckpt: the checkpoint does not say how to build its HuBERT"):
         HubertLayer(str(fitted[1] / "step=1.ckpt"), 1)
