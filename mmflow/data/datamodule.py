@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,6 +123,27 @@ def ignore_signals(_: int) -> None:
     """Workers leave SIGTERM, SIGUSR1 and Ctrl-C to their parent, which saves first and then ends them."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+class TimedLoader(DataLoader):
+    """A DataLoader that knows how long it kept its reader waiting.
+
+    Attributes:
+        waited_s: seconds between asking for a batch and getting it, over all batches so far.
+    """
+
+    waited_s = 0.0
+
+    @override
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            asked_at = time.perf_counter()
+            batch = next(batches, None)
+            self.waited_s += time.perf_counter() - asked_at
+            if batch is None:
+                return
+            yield batch
 
 
 class ShardData(LightningDataModule):
@@ -290,7 +312,7 @@ class ShardData(LightningDataModule):
         corpus = self.corpus(split)
         prepare, collate = self.transforms(training)
         most_tries = max(100, int(self.max_broken * len(corpus)))  # a few let the main process say it better
-        return DataLoader(
+        return TimedLoader(
             Reader(corpus, self.usable[split], prepare, collate, self.seed, training, most_tries),
             sampler=order,
             batch_size=None,

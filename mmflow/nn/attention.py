@@ -8,6 +8,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmflow.nn.dropout import dropout
+
 
 class SelfAttention(nn.Module):
     """Scaled dot-product self-attention with a bias on every projection (Vaswani et al. 2017, arXiv:1706.03762).
@@ -35,6 +37,16 @@ class SelfAttention(nn.Module):
         Pass no mask where nothing is padded: only then is the fastest kernel chosen."""
         split = (x.shape[0], x.shape[1], self.num_heads, -1)
         query, key, value = (part(x).view(split).transpose(1, 2) for part in (self.query, self.key, self.value))
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
+        p = self.dropout if self.training else 0.0
+        attend = _attend_with_dropout if p and x.is_cpu else F.scaled_dot_product_attention
+        mixed = attend(query, key, value, key_mask, p)
         return self.out(mixed.transpose(1, 2).reshape(x.shape))  # (B, H, T, D/H) -> (B, T, D)
+
+
+def _attend_with_dropout(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, p: float) -> Tensor:
+    """`scaled_dot_product_attention` for CPUs, whose fused kernel knows no dropout: what it would do instead passes
+    over the (B, H, T, T) weights twice as often."""
+    scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)  # (B, H, T, T)
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask, -math.inf)
+    return dropout(scores.softmax(-1), p, training=True) @ value

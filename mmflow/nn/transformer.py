@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmflow.nn.attention import SelfAttention
+from mmflow.nn.dropout import Dropout
 
 
 class FeedForward(nn.Module):
@@ -21,7 +22,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.expand, self.contract = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.contract(self.dropout(F.gelu(self.expand(x))))
@@ -57,7 +58,7 @@ class Block(nn.Module):
         self.pre_norm = pre_norm
         self.attention, self.attention_norm = SelfAttention(dim, num_heads, attention_dropout), nn.LayerNorm(dim)
         self.ffn, self.ffn_norm = FeedForward(dim, ffn_dim, ffn_dropout), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Map `x` (B, T, D) to (B, T, D); keys where `key_mask` (B, 1, 1, T) is False are not looked at."""

@@ -19,11 +19,12 @@ class Meters(Callback):
 
     def __init__(self) -> None:
         self.lr: float | None = None
+        self.waited_before_s = 0.0
         self._clear()
 
     def _clear(self) -> None:
         self.samples, self.audio_s, self.waited_s = 0, 0.0, 0.0
-        self.since = self.ended_at = time.perf_counter()
+        self.since = time.perf_counter()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -31,7 +32,8 @@ class Meters(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.waited_s += time.perf_counter() - self.ended_at
+        waited_s = getattr(trainer.train_dataloader, "waited_s", 0.0)  # of all batches so far
+        self.waited_s, self.waited_before_s = self.waited_s + waited_s - self.waited_before_s, waited_s
         if trainer.lr_scheduler_configs:  # read before the step, which moves it
             self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
@@ -50,7 +52,6 @@ class Meters(Callback):
                 pl_module.log("train/lr", self.lr)
             report(trainer, "train/", rates)
             self._clear()
-        self.ended_at = time.perf_counter()
 
     def _rates(self, world: int) -> dict[str, float]:
         elapsed_s = time.perf_counter() - self.since

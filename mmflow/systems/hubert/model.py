@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from mmflow.nn.dropout import Dropout
 from mmflow.nn.masking import standardize, valid_mask
 from mmflow.nn.transformer import Block, init_linears
 
@@ -97,19 +98,26 @@ class ConvEncoder(nn.Module):
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight)  # type: ignore[arg-type]
 
-    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """audio: (B, S). lengths: (B,) samples where rows are padded, None where none is. Returns (B, T, K)."""
+    def forward(
+        self, audio: Tensor, lengths: Tensor | None = None, moments: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """audio: (B, S). lengths: (B,) samples where rows are padded, None where none is. Returns (B, T, K).
+
+        moments: where rows were cut out of longer recordings, mean (B, 10) and covariance (B, 10, 10) of the samples
+        under the first kernel over all its positions in the whole recording, float64; only "group" looks at them."""
         x = audio[..., None]  # (B, S, 1)
         for i, conv in enumerate(self.convs):
             if self.norm == "layer":
                 norm: Any = self.norms[i]
                 x = norm(_convolve(conv, x).to(norm.weight.dtype))  # (B, T_i, K), fp32 under autocast
             else:
-                x = _convolve(conv, x) if i else self._convolve_and_norm(audio, lengths)
+                x = _convolve(conv, x) if i else self._convolve_and_norm(audio, lengths, moments)
             x = F.gelu(x)
         return x
 
-    def _convolve_and_norm(self, audio: Tensor, lengths: Tensor | None) -> Tensor:
+    def _convolve_and_norm(
+        self, audio: Tensor, lengths: Tensor | None, moments: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """The first convolution and its GroupNorm over time in one product: (B, S) -> (B, T_0, K).
 
         A channel is a linear function of the ten samples under the kernel, so its mean and variance over time follow
@@ -126,9 +134,12 @@ class ConvEncoder(nn.Module):
             if lengths is not None:
                 count = (lengths - KERNELS[0]) // STRIDES[0] + 1
             padding, count = ~valid_mask(count, size)[..., None], count[:, None, None]
-            mean = windows.masked_fill(padding, 0).sum(1, keepdim=True) / count  # (B, 1, 10)
-            windows = (windows - mean).masked_fill(padding, 0)
-            covariance = windows.transpose(1, 2) @ windows / count  # (B, 10, 10)
+            if moments is None:
+                mean = windows.masked_fill(padding, 0).sum(1, keepdim=True) / count  # (B, 1, 10)
+                windows = (windows - mean).masked_fill(padding, 0)
+                covariance = windows.transpose(1, 2) @ windows / count  # (B, 10, 10)
+            else:
+                windows, covariance = (windows - moments[0][:, None]).masked_fill(padding, 0), moments[1]
             kernels = conv.weight[:, 0].double()  # (K, 10)
             variance = torch.einsum("kn, bnm, km -> bk", kernels, covariance, kernels)
             scale = norm.weight * torch.rsqrt(variance + norm.eps)  # (B, K)
@@ -145,7 +156,8 @@ def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
     no transposition; Conv1d would first rearrange its input."""
     layer: Any = conv
     image = x.transpose(1, 2).unsqueeze(2)  # (B, C, 1, T)
-    y = F.conv2d(image, layer.weight.unsqueeze(2), layer.bias, stride=(1, layer.stride[0]))
+    stride, padding = (1, layer.stride[0]), (0, layer.padding[0])
+    y = F.conv2d(image, layer.weight.unsqueeze(2), layer.bias, stride, padding, groups=layer.groups)
     return y.squeeze(2).transpose(1, 2)
 
 
@@ -171,8 +183,7 @@ class ConvPositions(nn.Module):
         self.conv = weight_norm(conv, dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x.transpose(1, 2))[..., : x.shape[1]]  # (B, D, T): an even kernel gives one frame too many
-        return F.gelu(y).transpose(1, 2)
+        return F.gelu(_convolve(self.conv, x)[:, : x.shape[1]])  # an even kernel gives one frame too many
 
 
 class HubertOutput(NamedTuple):
@@ -243,13 +254,15 @@ class Hubert(nn.Module):
         self.dim, self.pre_norm, self.normalize = dim, pre_norm, normalize
         self.layer_drop, self.feature_grad_mult = layer_drop, feature_grad_mult
         self.conv = ConvEncoder(conv_dim, conv_norm, conv_bias)
+        if feature_grad_mult == 0:
+            self.conv.requires_grad_(False)  # DDP would wait for its gradients
         self.input_norm = nn.LayerNorm(conv_dim)
         self.input_projection = nn.Linear(conv_dim, dim)  # keeps torch's own init, as in the original
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
         self.mask_embedding = nn.Parameter(torch.empty(dim).uniform_())
         self.positions = ConvPositions(dim, position_kernel, position_groups)
         self.norm = nn.LayerNorm(dim)  # before the first block, or after the last if pre_norm
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, ffn_dim, pre_norm, dropout, attention_dropout, ffn_dropout) for _ in range(depth)
         )
@@ -277,6 +290,7 @@ class Hubert(nn.Module):
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
         normalized: bool = False,
+        moments: tuple[Tensor, Tensor] | None = None,
     ) -> HubertOutput:
         """Encode a batch of waveforms.
 
@@ -286,11 +300,12 @@ class Hubert(nn.Module):
             mask: (B, T) bool, frames to replace by the mask vector; never frames of padding.
             channel_mask: (B, D) bool, channels to set to 0 in all frames (fine-tuning).
             normalized: The audio was cut out of utterances that were normalised whole, so leave it as it is.
+            moments: What ConvEncoder takes its statistics from where rows were cut out of longer recordings.
         """
         lengths = check_lengths(audio, lengths)
         if self.normalize and not normalized:
             audio = normalize_utterance(audio, lengths)
-        features = self._convolve(audio, lengths)  # (B, T, K)
+        features = self._convolve(audio, lengths, moments)  # (B, T, K)
         batch, frames = features.shape[:2]
         for name, given, shape in (("mask", mask, (batch, frames)), ("channel_mask", channel_mask, (batch, self.dim))):
             if given is not None and given.shape != shape:
@@ -319,11 +334,11 @@ class Hubert(nn.Module):
         last = self.norm(x) if self.pre_norm else x
         return HubertOutput(last, layers, frame_lengths, penalty.sum())
 
-    def _convolve(self, audio: Tensor, lengths: Tensor | None) -> Tensor:
+    def _convolve(self, audio: Tensor, lengths: Tensor | None, moments: tuple[Tensor, Tensor] | None) -> Tensor:
         if self.feature_grad_mult == 0:
             with torch.no_grad():
-                return self.conv(audio, lengths)
-        features = self.conv(audio, lengths)
+                return self.conv(audio, lengths, moments)
+        features = self.conv(audio, lengths, moments)
         if self.feature_grad_mult == 1 or not torch.is_grad_enabled():
             return features
         return _ScaleGradient.apply(features, self.feature_grad_mult)
@@ -439,7 +454,7 @@ class CTCHead(nn.Module):
 
     def __init__(self, dim: int, vocab_size: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.dropout, self.projection = nn.Dropout(dropout), nn.Linear(dim, vocab_size)
+        self.dropout, self.projection = Dropout(dropout), nn.Linear(dim, vocab_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.projection(self.dropout(hidden))
