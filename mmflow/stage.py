@@ -26,7 +26,7 @@ from mmflow.evaluation.pictures import loss_curves
 from mmflow.pipeline import Pipeline, Stage, unknown
 from mmflow.processes import rank
 from mmflow.training.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
-from mmflow.training.guard import FiniteLoss
+from mmflow.training.guard import FiniteSteps
 from mmflow.training.lanes import Lanes
 from mmflow.training.meters import Meters, StepBar
 from mmflow.training.patience import Patience
@@ -43,6 +43,7 @@ for message in (
     "You passed in a `val_dataloader` but have no `validation_step`",  # k-means has nothing to validate
     "Couldn't infer the batch indices",  # our batches carry their keys
     "It is recommended to use `self.log",  # what is logged per epoch was reduced by torchmetrics
+    "predict returned None",  # what is predicted for plain files is written at once
     "`max_epochs` was not set",  # training without max_steps is refused
 ):
     warnings.filterwarnings("ignore", message)
@@ -78,6 +79,7 @@ class StageCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(FiniteSteps, "guard")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # jsonargparse drops unknown names at this level without a word
@@ -101,7 +103,7 @@ class StageCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer", default={})
-        callbacks: list[Callback] = [Lanes(), FiniteLoss(), Meters(), Preemption()]
+        callbacks: list[Callback] = [Lanes(), Meters(), Preemption()]
         bar = sys.stdout.isatty() and given["enable_progress_bar"] is not False
         if bar:
             callbacks.append(StepBar(leave=True))
@@ -137,8 +139,8 @@ class StageCLI(LightningCLI):
 
 def explain(message: str) -> str:
     """jsonargparse's message in a line, led by the nearest right name where a name is not known."""
-    if found := re.search(r"does not accept option '(trainer|checkpoints)\.(\w+)'", message):
-        group = {"trainer": Trainer, "checkpoints": Checkpoints}[found[1]]
+    if found := re.search(r"does not accept option '(trainer|checkpoints|guard)\.(\w+)'", message):
+        group = {"trainer": Trainer, "checkpoints": Checkpoints, "guard": FiniteSteps}[found[1]]
         return f"{found[1]}: {unknown(found[2], parameters(group))}"
     if found := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
         module, _, name = found[1].rpartition(".")
@@ -175,7 +177,10 @@ def execute(pipeline: Pipeline, stage: Stage) -> None:
         config = {"verbose": False} | config  # the pipeline prints the results
     try:
         cli = StageCLI(stage.run, config, stage.folder, checkpoint)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
+        # as jsonargparse says what the constructor of a model or its data raised; other errors are the run's own
+        if isinstance(error, ValueError) and not str(error).startswith("Does not validate"):
+            raise
         raise ValueError(f"stage {stage.name!r}: {explain(str(error))}") from error
     except MisconfigurationException as error:
         raise ValueError(f"stage {stage.name!r}: {error}") from error

@@ -37,6 +37,7 @@ MISTAKES = [
     ("trainer.max_stepz", 1, r"^trainer: 'max_stepz' is not known; did you mean 'max_steps'\? Known: accelerator, "),
     ("trainer.max_steps", "many", r'Parser key "trainer.max_steps": .* Got value: many'),
     ("checkpoints.every_step", 1, r"^checkpoints: 'every_step' is not known; did you mean 'every_steps'"),
+    ("guard.max_skip", 1, r"^guard: 'max_skip' is not known; did you mean 'max_skipped'"),
     ("checkpoints.mode", "low", r"checkpoints.mode.*'min', 'max'.* Got value: low"),
     ("model.numclasses", 1, r"^HubertPretraining: 'numclasses' is not known; did you mean 'num_classes'"),
     ("model.hubert.dimm", 1, r"^Hubert: 'dimm' is not known; did you mean 'dim'"),

@@ -1,7 +1,5 @@
 """Learning-rate schedules, as factors of the peak rate by step."""
 
-import math
-
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -24,12 +22,13 @@ def tri_stage(
 ) -> LambdaLR:
     """Linear warm-up from 1 % of the peak, hold, exponential decay to `floor` of the peak.
 
-    shares: of the steps that each of the three takes; they add up to 1.
+    shares: of the steps that each of the three takes; they add up to 1, or to more for a training that ends before
+    its schedule does.
     """
-    if not math.isclose(sum(shares), 1.0):
-        raise ValueError(f"shares={shares} must add up to 1, not {sum(shares):g}")
+    if min(shares) < 0 or sum(shares) < 1 - 1e-6:
+        raise ValueError(f"shares={shares} must be at least 0 and add up to 1 or more, not {sum(shares):g}")
     rise, hold = round(shares[0] * total_steps), round(shares[1] * total_steps)
-    fall = max(1, total_steps - rise - hold)
+    fall = max(1, round(sum(shares) * total_steps) - rise - hold)
 
     def factor(step: int) -> float:
         if step < rise:

@@ -43,5 +43,18 @@ def test_one_step_of_three_stages_has_a_rate(optimizer):
 
 
 def test_shares_that_do_not_add_up_are_refused(optimizer):
-    with pytest.raises(ValueError, match=r"shares=\(0.1, 0.4, 0.4\) must add up to 1, not 0.9"):
+    with pytest.raises(
+        ValueError, match=r"shares=\(0.1, 0.4, 0.4\) must be at least 0 and add up to 1 or more, not 0.9"
+    ):
         tri_stage(optimizer, 10, shares=(0.1, 0.4, 0.4))
+    with pytest.raises(ValueError, match="must be at least 0"):
+        tri_stage(optimizer, 10, shares=(-0.1, 0.6, 0.5))
+
+
+def test_a_training_may_end_before_its_schedule(optimizer):
+    """The ten-hour recipe of the paper: 8,000 steps of warm-up and a decay over 72,000, of which 17,000 are taken."""
+    schedule = tri_stage(optimizer, total_steps=25_000, shares=(0.32, 0.0, 2.88))
+    factor = schedule.lr_lambdas[0]
+    assert factor(8000) == 1.0
+    assert factor(25_000) == pytest.approx(0.05 ** (17 / 72))
+    assert tri_stage(optimizer, total_steps=80_000, shares=(0.1, 0.0, 0.9)).lr_lambdas[0](25_000) == factor(25_000)

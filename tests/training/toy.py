@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from mmflow.training.checkpoints import AtomicCheckpointIO, Checkpoints
-from mmflow.training.guard import FiniteLoss
+from mmflow.training.guard import FiniteSteps
 from mmflow.training.lanes import Lanes
 from mmflow.training.meters import Meters
 from mmflow.training.objective import StepMean
@@ -114,6 +114,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     ckpt_path: Path | None = None,
     checkpoints: Checkpoints | None = None,
+    guard: FiniteSteps | None = None,
     **options: Any,
 ) -> tuple[Trainer, Line]:
     """Train to the end, with a checkpoint at every second step and a validation at every third."""
@@ -123,7 +124,7 @@ def fit(
     trainer = Trainer(
         default_root_dir=folder,
         callbacks=[
-            *(Lanes(), FiniteLoss(), Meters(), Preemption()),
+            *(Lanes(), Meters(), Preemption(), guard or FiniteSteps()),
             checkpoints or Checkpoints(every_steps=2, monitor="val/loss"),
             *callbacks,
         ],

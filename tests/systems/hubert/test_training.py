@@ -259,6 +259,18 @@ def test_perplexity_is_the_number_of_units_in_even_use():
     assert float(perplexity(torch.tensor([[5, 5]]), 9)) == pytest.approx(1.0)
 
 
+def test_a_conv_encoder_that_gets_no_gradients_is_not_waited_for():
+    """DDP ends with an error where a parameter that wants a gradient gets none."""
+    hubert = Hubert(**SMALL, feature_grad_mult=0.0)
+    module = alone(HubertPretraining(hubert, num_classes=5, unit_dim=16))
+    module.training_step(crops(2), 0).backward()
+    assert (
+        {name for name, p in module.named_parameters() if p.grad is None}
+        == {name for name, p in module.named_parameters() if not p.requires_grad}
+        == {f"hubert.conv.{name}" for name, _ in hubert.conv.named_parameters()}
+    )
+
+
 def test_the_conv_encoder_is_the_same_in_training_and_evaluation():
     hubert, audio = Hubert(**SMALL), torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(hubert.train().conv(audio), hubert.eval().conv(audio))
