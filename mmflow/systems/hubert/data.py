@@ -4,6 +4,7 @@ B batch, S waveform samples, T frames of 20 ms, L characters.
 """
 
 import hashlib
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -231,10 +232,15 @@ class SpeechUnits(ShardData):
         return prepare, collate
 
 
-def prepare_transcript(sample: Sample, rng: np.random.Generator, normalize: bool) -> Sample:  # noqa: ARG001
-    """Spell the transcript; raises BadSample for an empty one and for letters outside the vocabulary."""
+def prepare_transcript(
+    sample: Sample,
+    rng: np.random.Generator,  # noqa: ARG001
+    normalize: bool,
+    train: bool = True,
+) -> Sample:
+    """Spell the transcript; raises BadSample for letters outside the vocabulary and, in training, for an empty one."""
     targets = CHARACTERS.encode(sample["text"])
-    if len(targets) == 0:
+    if train and len(targets) == 0:
         raise BadSample("the transcript is empty")
     audio = normalize_utterance(sample["audio"]) if normalize else sample["audio"]
     return sample | {"audio": audio, "targets": targets, "text": CHARACTERS.normalise(sample["text"])}
@@ -292,4 +298,57 @@ class TranscribedSpeech(ShardData):
 
     def transforms(self, training: bool) -> tuple[Prepare, Collate]:
         collate = partial(collate_transcripts, mask_prob=self.mask_prob, mask_span=self.mask_span, train=training)
-        return partial(prepare_transcript, normalize=self.normalize), collate
+        return partial(prepare_transcript, normalize=self.normalize, train=training), collate
+
+
+class AnnotatedSpeech(ShardData):
+    """Whole utterances with all that is known about them, the fields `info` and, where the spec has it, `text`.
+
+    Args:
+        held_out: Test on every so many-th training utterance of each speaker, by a hash of the keys, and train on the
+            others; 0 for the test split. For probing who speaks, where no speaker is in two splits.
+    """
+
+    def __init__(self, *, held_out: int = 0, **shards: Any) -> None:
+        super().__init__(**shards)
+        if held_out < 0 or held_out == 1:
+            raise ValueError(f"held_out={held_out} must be 2 (each second utterance) or more, or 0 for the test split")
+        self.held_out = held_out
+        self.fields = (
+            ("audio", "info", "text") if all("text" in spec.fields for spec in self.specs) else ("audio", "info")
+        )
+
+    def transforms(self, training: bool) -> tuple[Prepare, Collate]:  # noqa: ARG002
+        return keep, collate_utterances
+
+    def corpus(self, split: str) -> Corpus:
+        return super().corpus("train" if self.held_out and split == "test" else split)
+
+    def find_usable(self, corpus: Corpus) -> Ids:
+        ids = super().find_usable(corpus)
+        if corpus.split != "train" or not self.held_out:
+            return ids
+        order, seen = hash_order(ids, corpus, self.seed), Counter[Any]()
+        chosen = []
+        for number, annotation in zip(order, self.annotations("train", order), strict=True):
+            speaker = annotation.get("info", {}).get("speaker")
+            seen[speaker] += 1
+            if speaker is not None and seen[speaker] % self.held_out == 0:
+                chosen.append(number)
+        if not chosen:
+            raise ValueError(
+                f"no speaker has held_out={self.held_out} utterances in the training split, by `speaker` in `info`; "
+                f"lower it, or 0 for the test split"
+            )
+        self.usable["test"] = np.sort(np.array(chosen))
+        return np.setdiff1d(ids, self.usable["test"])
+
+    def annotations(self, split: str, ids: Ids) -> list[dict[str, Any]]:
+        """The samples `ids` of a split without their audio; an empty one for what cannot be read."""
+        corpus, found = Corpus(self.specs, split, self.fields[1:]), []
+        for number in ids.tolist():
+            try:
+                found.append(corpus.read(number))
+            except BadSample:  # is counted when it is read with its audio
+                found.append({})
+        return found
