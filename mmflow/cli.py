@@ -175,7 +175,12 @@ def run_pipeline(options: argparse.Namespace, rest: list[str]) -> int:
                 number = list(pipeline.stages).index(stage.name) + 1
                 print(f"── {stage.name} ({number} of {len(pipeline.stages)}): {stage.run}", flush=True)
                 pipeline.begin(stage)
-            execute(pipeline, stage)
+            try:
+                execute(pipeline, stage)
+            except Exception:
+                if rank() == 0:
+                    pipeline.withdraw(stage)
+                raise
             if rank() == 0:
                 _, result, spent = outcome(stage)
                 print(f"── {stage.name} done in {spent}  {result}", flush=True)

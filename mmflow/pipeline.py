@@ -47,6 +47,7 @@ PLACE = (
     "checkpoints.every_steps",
     "checkpoints.every_minutes",
     "checkpoints.keep",
+    "guard.max_skipped",  # a run that was stopped by a bad batch may go on
 )
 OPTIONS = ("config", "workdir", "rerun", "help")  # of the commands, which a misspelt option may mean
 
@@ -79,6 +80,11 @@ class Stage:
         """What it left when it finished, or None."""
         path = self.folder / DONE
         return json.loads(path.read_text()) if path.exists() else None
+
+    def goes_on(self) -> bool:
+        """Whether it has finished with a folder of plain files, of which some are new or have changed since."""
+        done = self.done()
+        return done is not None and "folder" in data_options(self.config) and done["data"] != data_identity(self.config)
 
     def outputs(self) -> dict[str, str]:
         """What it left, for the stages that refer to it."""
@@ -247,7 +253,7 @@ class Pipeline:
         if not changes and then["fingerprint"] != self.fingerprint(stage):
             changes = [f"  one of the stages it uses ({', '.join(stage.needs)}) has other settings now"]
         done = stage.done()
-        if not changes and done and done["data"] != (identity := data_identity(stage.config)):
+        if not changes and done and not stage.goes_on() and done["data"] != (identity := data_identity(stage.config)):
             changes = [f"  the data: {done['data']} -> {identity}"]
         if changes:
             raise ValueError(
@@ -298,7 +304,7 @@ class Pipeline:
         for stage in self.stages.values():
             self.check_unchanged(stage)
         for stage in self.stages.values():
-            if stage.done() is None:
+            if stage.done() is None or stage.goes_on():
                 yield stage
 
     def finish_all(self) -> None:
@@ -307,9 +313,15 @@ class Pipeline:
 
     def begin(self, stage: Stage) -> None:
         """Note what the stage is started with."""
+        (stage.folder / DONE).unlink(missing_ok=True)
         if not (stage.folder / SETTINGS).exists():
             note = {"settings": stage.settings(), "fingerprint": self.fingerprint(stage), "needs": stage.needs}
             write_json(stage.folder / SETTINGS, note)
+
+    def withdraw(self, stage: Stage) -> None:
+        """Forget what the stage was started with if it failed before it left anything, so that it can be mended."""
+        if {path.name for path in stage.folder.iterdir()} <= {SETTINGS, "config.yaml"}:
+            (stage.folder / SETTINGS).unlink(missing_ok=True)
 
     def finish(self, stage: Stage, started_at: float, results: dict[str, Any]) -> None:
         """Declare the stage done: written last, so its existence means that all else is there."""
@@ -333,12 +345,21 @@ def explain_reference(message: str, earlier: dict[str, Any]) -> str:
     return message.splitlines()[0]
 
 
-def data_identity(config: dict[str, Any]) -> str:
-    """Names and sizes of all shards that a stage's data specs name; tells changed data from unchanged."""
+def data_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a stage's data."""
     data = config.get("data", {})
-    options = data.get("init_args", data)
-    paths = options.get("spec", [])
+    return data.get("init_args", data)
+
+
+def data_identity(config: dict[str, Any]) -> str:
+    """Names and sizes of all shards that a stage's data specs name, or names, sizes and times of the plain files in its
+    folder; tells changed data from unchanged."""
+    options = data_options(config)
     listing: list[Any] = []
+    if "folder" in options:
+        files = [(str(path), path.stat()) for path in Path(options["folder"]).rglob("*") if path.is_file()]
+        listing = sorted((path, stat.st_size, stat.st_mtime_ns) for path, stat in files)
+    paths = options.get("spec", [])
     for path in [paths] if isinstance(paths, str) else paths:
         spec = DataSpec.read(Path(path))
         spec = spec if options.get("root") is None else spec.with_root(options["root"])

@@ -302,6 +302,40 @@ def test_data_are_identified_by_the_names_and_sizes_of_their_shards(path):
     assert data_identity({}).startswith("0 shards, ")
 
 
+def test_a_folder_of_plain_files_may_grow(tmp_path):
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "one.wav").write_bytes(b"1")
+    (tmp_path / "one.yaml").write_text(f"run: predict\ndata: {{init_args: {{folder: {tmp_path / 'recordings'}}}}}\n")
+
+    def names() -> list[str]:
+        return [stage.name for stage in Pipeline(tmp_path / "one.yaml", folder=tmp_path / "work").pending()]
+
+    one = Pipeline(tmp_path / "one.yaml", folder=tmp_path / "work")
+    assert names() == ["one"]
+    end(one, "one")
+    assert names() == []
+    (tmp_path / "recordings" / "two.wav").write_bytes(b"2")
+    assert names() == ["one"]
+    one.begin(one.stages["one"])
+    assert one.stages["one"].done() is None
+    end(one, "one")
+    assert names() == []
+
+
+def test_a_start_that_failed_at_once_binds_the_next_one_to_nothing(path):
+    toy = pipeline(path)
+    first = toy.stages["first"]
+    toy.begin(first)
+    (first.folder / "config.yaml").touch()
+    toy.withdraw(first)
+    assert next(pipeline(path, "--stages.first.model.dim", "16").pending()).name == "first"
+    toy.begin(first)
+    (first.folder / "logs").mkdir()
+    toy.withdraw(first)
+    with pytest.raises(ValueError, match="was run with other settings"):
+        next(pipeline(path, "--stages.first.model.dim", "16").pending())
+
+
 # -- running again -----------------------------------------------------------------------------------------------------
 
 
