@@ -3,22 +3,27 @@
 B batch, S waveform samples, T frames, C units, V characters, L target characters.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from mmflow.atomic import write_json
+from mmflow.data.decode import SAMPLE_RATE
 from mmflow.data.text import Characters
+from mmflow.evaluation.transcripts import describe, error_report
 from mmflow.nn.masking import span_mask
 from mmflow.nn.transformer import FeedForward
+from mmflow.systems.hubert.decoding import Decoder, Greedy
 from mmflow.systems.hubert.model import CTCHead, Hubert, HubertPretrainingHead, PredictionSums, masked_prediction_loss
-from mmflow.systems.hubert.weights import load_hubert
+from mmflow.systems.hubert.weights import hubert_arguments, load_ctc, load_hubert
 from mmflow.training.objective import StepMean
+from mmflow.training.optimizers import adamw
 from mmflow.training.schedules import linear_warmup_decay, tri_stage
 
 
@@ -117,9 +122,7 @@ class HubertPretraining(StepMean):
         self.label_counts.zero_()
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=self.weight_decay, foreach=True
-        )
+        optimizer = adamw(self, self.lr, eps=1e-6, weight_decay=self.weight_decay)
         schedule = linear_warmup_decay(optimizer, self.trainer.max_steps, self.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -133,52 +136,80 @@ def perplexity(units: Tensor, num_classes: int) -> Tensor:
 class HubertCTC(StepMean):
     """Characters by CTC on a HuBERT encoder, pretrained or fresh.
 
-    The conv encoder stays as it is; the Transformer joins after `freeze_steps`, once the new layer has settled.
+    A pretrained conv encoder stays as it is; the Transformer joins after `freeze_steps`, once the new layer settled.
+
+    `test` leaves `transcripts.json`, what was said and understood in each utterance, and `errors.json`: substitutions,
+    deletions and insertions of words and characters, the commonest confusions, and the time it took. It logs the error
+    rates of the best path as `test/wer` and `test/cer`, and those of a decoder as `decoder_wer` and `decoder_cer`;
+    `test/empty` is the share of utterances in which nothing was understood, `test/real_time_factor` the seconds of
+    encoding and decoding per second of audio. Utterances without words in their transcript are counted apart.
 
     Args:
-        checkpoint: of a HubertPretraining stage, whose encoder is fine-tuned.
+        checkpoint: of a HubertPretraining stage, or published weights, whose encoder is fine-tuned.
         hubert: instead of a checkpoint, an encoder to train from scratch.
-        lr: peak learning rate; rises over 10 % of the steps, holds for 40 %, then decays exponentially.
+        keep_head: take the character layer of the checkpoint too, which then is one of CTC: to go on with a published
+            recogniser, or to measure it.
+        lr: peak learning rate.
+        schedule: shares of the steps in which it rises, stays, and decays exponentially; see `tri_stage`.
         freeze_steps: steps in which only the new layer learns.
+        freeze_conv: whether the conv encoder never learns; by default if it is pretrained.
         channel_mask_prob: masking of channels in training; 0 for none.
         channel_mask_span: channels per masked span.
         layer_drop: of the encoder while fine-tuning.
         ffn_dropout: inside the encoder's feed-forward layers while fine-tuning.
         dropout: before the new layer.
-        transcripts: name of the file that `test` leaves in the stage's folder.
+        decoder: what `test` uses beside the best path, such as a beam search with a language model.
     """
 
     def __init__(
         self,
         checkpoint: str | None = None,
         hubert: Hubert | None = None,
+        keep_head: bool = False,
         lr: float = 5e-4,
+        schedule: tuple[float, float, float] = (0.1, 0.4, 0.5),
         freeze_steps: int = 0,
+        freeze_conv: bool | None = None,
         channel_mask_prob: float = 0.5,
         channel_mask_span: int = 64,
         layer_drop: float = 0.1,
         ffn_dropout: float = 0.1,
         dropout: float = 0.1,
-        transcripts: str = "transcripts.json",
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         if (checkpoint is None) == (hubert is None):
             raise ValueError("give either the checkpoint of a pretrained encoder or a fresh encoder `hubert`")
-        self.hubert = hubert if hubert is not None else load_hubert(str(checkpoint))
+        if keep_head and checkpoint is None:
+            raise ValueError(
+                "keep_head takes the character layer out of a checkpoint; give one, or leave keep_head out"
+            )
+        head: CTCHead | None = None
+        if keep_head:
+            hubert, head, _ = load_ctc(str(checkpoint))
+        elif hubert is None:
+            hubert = load_hubert(str(checkpoint))
+        self.hubert = hubert.train()
         self.hubert.layer_drop = layer_drop
-        if checkpoint is not None:
+        if freeze_conv if freeze_conv is not None else checkpoint is not None:
             self.hubert.feature_grad_mult = 0.0
             self.hubert.conv.requires_grad_(False)
         for module in self.hubert.modules():
             if isinstance(module, FeedForward):
                 module.dropout.p = ffn_dropout
-        self.characters = Characters()
-        self.head = CTCHead(self.hubert.dim, len(self.characters), dropout)
-        self.lr, self.freeze_steps, self.transcripts = lr, freeze_steps, transcripts
+        self.characters, self.decoder = Characters(), decoder
+        self.head = head.train() if head is not None else CTCHead(self.hubert.dim, len(self.characters), dropout)
+        self.head.dropout.p = dropout
+        self.lr, self.schedule, self.freeze_steps = lr, schedule, freeze_steps
         self.channel_mask_prob, self.channel_mask_span = channel_mask_prob, channel_mask_span
         self.cer, self.wer, self.loss = CharErrorRate(), WordErrorRate(), MeanMetric()
+        self.decoder_cer, self.decoder_wer = CharErrorRate(), WordErrorRate()
         self.results: list[dict[str, str]] = []
+        self.seconds = {"audio": 0.0, "encoding": 0.0, "decoding": 0.0}  # of the test
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["hubert"] = hubert_arguments(self.hubert)  # so that it can be loaded without the first checkpoint
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Log probabilities (B, T, V) and frame lengths (B,)."""
@@ -218,56 +249,77 @@ class HubertCTC(StepMean):
         total = total + 0.0 * sum(p.sum() for p in unused if p.requires_grad)
         return self.add(total, count)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
         if self.frozen:
             for parameter in self.hubert.parameters():
                 parameter.grad = None
-        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
-        self.evaluate(batch)
+        self.evaluate(batch, *self(batch))
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
-        self.results += self.evaluate(batch)
-
-    def evaluate(self, batch: dict[str, Any]) -> list[dict[str, str]]:
-        """Greedy transcripts of the valid rows, which are counted in the error rates."""
+        started_at = time.perf_counter()
         log_probs, frame_lengths = self(batch)
-        rows = [row for row, valid in enumerate(batch["valid"].tolist()) if valid]
-        results = []
-        for row in rows:
-            hypothesis = self.characters.collapse(log_probs[row, : frame_lengths[row]].argmax(-1))
+        frames = [own[:length] for own, length in zip(log_probs.cpu(), frame_lengths.tolist(), strict=True)]
+        encoded_at = time.perf_counter()
+        decoder = self.decoder or Greedy()
+        hypotheses = [decoder(own) for own, valid in zip(frames, batch["valid"].tolist(), strict=True) if valid]
+        self.seconds["encoding"] += encoded_at - started_at
+        self.seconds["decoding"] += time.perf_counter() - encoded_at
+        self.seconds["audio"] += float(batch["lengths"][batch["valid"]].sum()) / SAMPLE_RATE
+        for result, hypothesis in zip(self.evaluate(batch, log_probs, frame_lengths), hypotheses, strict=True):
+            if self.decoder is not None:
+                result |= {"hypothesis": hypothesis, "greedy": result["hypothesis"]}
+                if result["text"]:
+                    self.decoder_cer.update(hypothesis, result["text"])
+                    self.decoder_wer.update(hypothesis, result["text"])
+            self.results.append(result | {"errors": describe(result["text"], hypothesis)})
+
+    def evaluate(self, batch: dict[str, Any], log_probs: Tensor, frame_lengths: Tensor) -> list[dict[str, str]]:
+        """Greedy transcripts of the valid rows, which are counted in the error rates if something was said in them."""
+        results, rows = [], []
+        for row in batch["valid"].nonzero()[:, 0].tolist():
+            hypothesis = Greedy()(log_probs[row, : frame_lengths[row]])
             results.append({"key": batch["__key__"][row], "text": batch["text"][row], "hypothesis": hypothesis})
+            if batch["text"][row]:
+                rows.append(row)
+                self.cer.update(hypothesis, batch["text"][row])
+                self.wer.update(hypothesis, batch["text"][row])
         if rows:
             part = {name: batch[name][rows] for name in ("targets", "target_lengths")}
             self.loss.update(self.loss_sum(log_probs[rows], frame_lengths[rows], part) / len(rows), len(rows))
-            said, meant = [r["hypothesis"] for r in results], [r["text"] for r in results]
-            self.cer.update(said, meant)
-            self.wer.update(said, meant)
         return results
 
     def on_validation_epoch_end(self) -> None:
-        self._log_rates("val")
+        self._log_rates("val", {"loss": self.loss, "cer": self.cer, "wer": self.wer})
 
     def on_test_epoch_end(self) -> None:
-        self._log_rates("test")
-        everywhere: list[Any] = [self.results]
+        rates: dict[str, Metric] = {"loss": self.loss, "cer": self.cer, "wer": self.wer}
+        if self.decoder is not None:
+            rates |= {"decoder_cer": self.decoder_cer, "decoder_wer": self.decoder_wer}
+        self._log_rates("test", rates)
+        everywhere: list[Any] = [(self.results, self.seconds)]
         if self.trainer.world_size > 1:
             everywhere = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(everywhere, self.results)
+            torch.distributed.all_gather_object(everywhere, (self.results, self.seconds))
+        results = sorted((result for part, _ in everywhere for result in part), key=lambda result: result["key"])
+        seconds = {name: sum(own[name] for _, own in everywhere) for name in self.seconds}
+        report = error_report([(result["text"], result["hypothesis"]) for result in results])
+        self.log("test/empty", report["empty_hypotheses"])
+        self.log("test/real_time_factor", (seconds["encoding"] + seconds["decoding"]) / max(seconds["audio"], 1e-9))
         if self.trainer.is_global_zero:
-            merged = sorted((r for part in everywhere for r in part), key=lambda result: result["key"])
-            write_json(Path(self.trainer.default_root_dir) / self.transcripts, merged)
+            folder, decoder = Path(self.trainer.default_root_dir), type(self.decoder or Greedy()).__name__
+            write_json(folder / "transcripts.json", results)
+            write_json(folder / "errors.json", {"decoder": decoder, **report, "seconds": seconds})
 
-    def _log_rates(self, stage: str) -> None:
-        for name, metric in (("loss", self.loss), ("cer", self.cer), ("wer", self.wer)):
+    def _log_rates(self, stage: str, rates: dict[str, Metric]) -> None:
+        for name, metric in rates.items():
             self.log(f"{stage}/{name}", metric.compute(), prog_bar=True)
             metric.reset()
 
     def configure_optimizers(self) -> Any:
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0)
-        schedule = tri_stage(optimizer, self.trainer.max_steps)
+        optimizer = adamw(self, self.lr, eps=1e-8, weight_decay=0.0)
+        schedule = tri_stage(optimizer, self.trainer.max_steps, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -318,6 +318,15 @@ def test_transcripts_that_cannot_be_spelled_are_bad_samples(text, reason):
         prepare_transcript({"audio": torch.ones(800), "text": text}, np.random.default_rng(0), normalize=False)
 
 
+def test_an_empty_transcript_is_kept_outside_training():
+    """A test counts such utterances apart."""
+    sample = {"audio": torch.ones(800), "text": "?!"}
+    found = prepare_transcript(sample, np.random.default_rng(0), normalize=False, train=False)
+    assert found["text"] == ""
+    batch = collate_transcripts([found], np.random.default_rng(0), 0.0, 10, train=False)
+    assert batch["target_lengths"].tolist() == [0]
+
+
 def test_a_transcript_with_foreign_letters_is_replaced_in_training_and_counted(tmp_path):
     shard = [{"flac": encoded(noise(0.5, seed)), "txt": text} for seed, text in enumerate(["ONE", "2", "THREE"])]
     path = write_data_set(tmp_path, {"train": [shard], "validation": [shard]})

@@ -1,5 +1,6 @@
 """HuBERT's objectives in training: rounds that begin anew, a frozen encoder, what counts in losses and error rates."""
 
+import io
 import json
 import shutil
 import sys
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from torch import Tensor
+from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from mmflow.cli import main
 from mmflow.data.index import open_shard
@@ -19,9 +22,12 @@ from mmflow.data.spec import DataSpec
 from mmflow.data.writer import TarShard
 from mmflow.evaluation.clustering import phone_frames
 from mmflow.evaluation.pictures import read_curves
+from mmflow.evaluation.transcripts import describe
 from mmflow.systems.hubert.data import collate_transcripts, prepare_transcript
-from mmflow.systems.hubert.model import Hubert, masked_prediction_loss, num_frames
+from mmflow.systems.hubert.language_model import estimate
+from mmflow.systems.hubert.model import CTCHead, Hubert, masked_prediction_loss, num_frames
 from mmflow.systems.hubert.training import HubertCTC, HubertPretraining, infeasible, perplexity
+from mmflow.systems.hubert.weights import save_folder
 from tests.command import Command
 from tests.tiny_speech import hum
 
@@ -184,9 +190,8 @@ def test_a_round_can_be_validated_by_its_saved_config(trained, tmp_path):
 
 def alone(module: Any, step: int = 0, **trainer: Any) -> Any:
     """The module with as much of a Trainer as a single step needs."""
-    module._trainer = SimpleNamespace(
-        **{"accumulate_grad_batches": 1, "world_size": 1, "max_steps": 10, "global_step": step} | trainer
-    )
+    usual = {"accumulate_grad_batches": 1, "world_size": 1, "max_steps": 10, "precision": "32-true"}
+    module._trainer = SimpleNamespace(**usual | {"global_step": step} | trainer)
     module.log = lambda *_, **__: None
     return module
 
@@ -322,13 +327,14 @@ def test_padding_rows_do_not_count_in_error_rates():
     texts = ["AEI", "OSA"]
     padded = transcribed([*texts, "EEE"])
     padded["valid"][2] = False
-    said = with_padding.evaluate(padded)
+    said = with_padding.evaluate(padded, *with_padding(padded))
     assert [result["key"] for result in said] == ["k0", "k1"]
-    assert said == without.evaluate(transcribed(texts))
+    alone_in_batch = transcribed(texts)
+    assert said == without.evaluate(alone_in_batch, *without(alone_in_batch))
     for name in ("loss", "cer", "wer"):
         assert float(getattr(with_padding, name).compute()) == float(getattr(without, name).compute())
     padded["valid"][:] = False
-    assert with_padding.evaluate(padded) == []
+    assert with_padding.evaluate(padded, *with_padding(padded)) == []
 
 
 def test_a_pretrained_encoder_or_a_fresh_one_not_both():
@@ -336,6 +342,57 @@ def test_a_pretrained_encoder_or_a_fresh_one_not_both():
         HubertCTC()
     with pytest.raises(ValueError, match="give either the checkpoint"):
         HubertCTC(checkpoint="x.ckpt", hubert=Hubert(**SMALL))
+
+
+def test_a_recogniser_is_taken_over_with_its_character_layer_ready_to_learn(tmp_path):
+    hubert, head = Hubert(**SMALL), CTCHead(SMALL["dim"], 32)
+    save_folder(hubert, tmp_path, head)
+    kept = HubertCTC(checkpoint=str(tmp_path), keep_head=True, dropout=0.3)
+    fresh = HubertCTC(checkpoint=str(tmp_path))
+    assert torch.equal(kept.head.projection.weight, head.projection.weight)
+    assert not torch.equal(fresh.head.projection.weight, head.projection.weight)
+    for module in (kept, fresh):  # weights are read in evaluation mode, which a Trainer leaves as it is
+        assert module.hubert.training
+        assert module.head.training
+    assert kept.head.dropout.p == 0.3
+    with pytest.raises(ValueError, match="keep_head takes the character layer out of a checkpoint; give one"):
+        HubertCTC(hubert=Hubert(**SMALL), keep_head=True)
+
+
+def test_transcripts_without_words_have_no_error_rate():
+    """torchmetrics has inf for them alone, and their insertions would count for nothing."""
+    module, other = tuning().eval(), tuning().eval()
+    batch = transcribed(["AEI", "OSA"])
+    batch["text"][1] = ""
+    said = module.evaluate(batch, *module(batch))
+    assert [result["text"] for result in said] == ["AEI", ""]
+    batch["valid"][1] = False
+    other.evaluate(batch, *other(batch))
+    for name in ("loss", "cer", "wer"):
+        assert float(getattr(module, name).compute()) == float(getattr(other, name).compute())
+
+
+@pytest.mark.parametrize(("freeze_conv", "frozen"), [(None, False), (True, True), (False, False)])
+def test_a_fresh_conv_encoder_learns_unless_it_is_told_not_to(freeze_conv, frozen):
+    module = alone(tuning(freeze_conv=freeze_conv)).train()
+    module.training_step(transcribed(["AEI"]), 0).backward()
+    gradients = [p.grad for p in module.hubert.conv.parameters()]
+    assert all((gradient is None) == frozen for gradient in gradients)
+    assert module.hubert.input_projection.weight.grad.any()
+
+
+@pytest.mark.parametrize(("freeze_conv", "frozen"), [(None, True), (True, True), (False, False)])
+def test_a_pretrained_conv_encoder_is_frozen_unless_it_is_told_to_learn(trained, freeze_conv, frozen):
+    checkpoint = trained / "round_2" / "checkpoints" / "step-00000004.ckpt"
+    module = alone(HubertCTC(str(checkpoint), channel_mask_span=8, freeze_conv=freeze_conv)).train()
+    module.training_step(transcribed(["AEI"]), 0).backward()
+    assert all((p.grad is None) == frozen for p in module.hubert.conv.parameters())
+
+
+def test_the_schedule_is_that_of_its_three_shares():
+    module = alone(tuning(schedule=(0.2, 0.0, 0.8), lr=2.0), max_steps=10)
+    schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"]
+    assert [schedule.lr_lambdas[0](step) for step in (0, 2, 10)] == pytest.approx([0.01, 1.0, 0.05])
 
 
 def test_fine_tuning_sets_the_dropout_of_the_encoder():
@@ -392,6 +449,50 @@ def test_a_test_leaves_the_transcripts_of_all_utterances(trained):
     results = json.loads((trained / "test" / "transcripts.json").read_text())
     assert [result["key"] for result in results] == [f"test{number:02d}" for number in range(12)]
     assert results[3]["text"] == hum("test03")["txt"]
-    assert all(result.keys() == {"key", "text", "hypothesis"} for result in results)
+    assert all(result.keys() == {"key", "text", "hypothesis", "errors"} for result in results)
+    assert results[3]["errors"] == describe(results[3]["text"], results[3]["hypothesis"])
     metrics = json.loads((trained / "test" / "done.json").read_text())["metrics"]
-    assert metrics.keys() == {"test/loss", "test/cer", "test/wer"}
+    assert metrics.keys() == {f"test/{name}" for name in ("loss", "cer", "wer", "empty", "real_time_factor")}
+    report = json.loads((trained / "test" / "errors.json").read_text())
+    assert report["decoder"] == "Greedy"
+    assert report["words"]["error_rate"] == pytest.approx(metrics["test/wer"], rel=1e-5)
+    assert report["characters"]["error_rate"] == pytest.approx(metrics["test/cer"], rel=1e-5)
+    assert report["empty_hypotheses"] == pytest.approx(metrics["test/empty"])
+    assert report["seconds"]["audio"] == pytest.approx(sum(duration(f"test{number:02d}") for number in range(12)))
+
+
+def duration(key: str) -> float:
+    return soundfile.info(io.BytesIO(hum(key)["flac"])).duration
+
+
+def test_a_decoder_is_scored_beside_the_best_path(config, trained, tmp_path, monkeypatch):
+    """In a test stage of its own, with the language model that another stage left."""
+    estimate([hum(f"train{number:02d}")["txt"] for number in range(36)], 2).write(tmp_path / "lm.arpa")
+    tree = yaml.safe_load(config.read_text())
+    beam = {"width": 8, "language_model": str(tmp_path / "lm.arpa"), "word_bonus": 2.0}
+    options = {
+        "checkpoint": str(trained / "round_2" / "checkpoints" / "step-00000004.ckpt"),
+        "decoder": {"class_path": "mmflow.systems.hubert.decoding.BeamSearch", "init_args": beam},
+    }
+    tree["stages"] = {
+        "test": {
+            "run": "test",
+            "ckpt_path": str(trained / "ctc" / "checkpoints" / "step-00000006.ckpt"),
+            "model": {"class_path": "mmflow.systems.hubert.training.HubertCTC", "init_args": options},
+            "data": tree["stages"]["ctc"]["data"],
+        }
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(tree))
+    assert run(tmp_path / "test.yaml", tmp_path / "work") == 0
+    left = tmp_path / "work" / "test"
+    metrics = json.loads((left / "done.json").read_text())["metrics"]
+    results, report = (json.loads((left / name).read_text()) for name in ("transcripts.json", "errors.json"))
+    greedy = json.loads((trained / "test" / "transcripts.json").read_text())
+    assert [result["greedy"] for result in results] == [result["hypothesis"] for result in greedy]
+    assert [result["hypothesis"] for result in results] != [result["hypothesis"] for result in greedy]
+    assert metrics["test/cer"] == json.loads((trained / "test" / "done.json").read_text())["metrics"]["test/cer"]
+    meant, said = [result["text"] for result in results], [result["hypothesis"] for result in results]
+    assert metrics["test/decoder_wer"] == pytest.approx(float(WordErrorRate()(said, meant)))
+    assert metrics["test/decoder_cer"] == pytest.approx(float(CharErrorRate()(said, meant)))
+    assert report["decoder"] == "BeamSearch"
+    assert report["words"]["error_rate"] == pytest.approx(metrics["test/decoder_wer"], rel=1e-5)
