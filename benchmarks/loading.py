@@ -21,7 +21,7 @@ import webdataset
 from speech import write_speech
 from torch.utils.data import DataLoader, Dataset
 
-from mmflow.data.datamodule import TrainingOrder, as_it_is
+from mmflow.data.datamodule import TrainingOrder
 from mmflow.systems.hubert.data import SpeechUnits
 
 ROWS = 8  # utterances per batch
@@ -89,7 +89,7 @@ def main() -> None:
             return sum(len(batch["audio"]) for batch in itertools.islice(loader, steps))
 
         def soundfile_loop() -> int:
-            loader = DataLoader(bare, batch_size=None, collate_fn=as_it_is, num_workers=options.workers)
+            loader = DataLoader(bare, batch_size=None, num_workers=options.workers)
             return sum(loader)
 
         def plain_webdataset() -> int:

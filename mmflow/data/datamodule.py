@@ -1,15 +1,17 @@
 """The LightningDataModule under every system's: shards in, planned batches out."""
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
@@ -114,19 +116,46 @@ class TrainingOrder:
         return self.plan.micro_batches(self.step, self.rank, self.world)
 
 
-def as_it_is(batch: Any) -> Any:
-    """For DataLoader, which otherwise walks through every list of a batch in search of arrays."""
-    return batch
-
-
 def ignore_signals(_: int) -> None:
     """Workers leave SIGTERM, SIGUSR1 and Ctrl-C to their parent, which saves first and then ends them."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
+class Packed(NamedTuple):
+    """A batch on its way from a worker, with its tensors in one: each costs a connection between the processes."""
+
+    buffer: Tensor  # (bytes,) uint8
+    places: dict[str, tuple[int, torch.dtype, tuple[int, ...]]]  # name -> first byte, and what begins there
+    others: dict[str, Any]
+
+
+ALIGNMENT = 64  # bytes
+
+
+def pack(batch: dict[str, Any]) -> Packed:
+    """The tensors of a batch, one after the other, and what is no tensor."""
+    tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
+    places, size = {}, 0
+    for name, tensor in tensors.items():
+        places[name] = (size, tensor.dtype, tuple(tensor.shape))
+        size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    buffer = torch.empty(size, dtype=torch.uint8)
+    for name, tensor in tensors.items():
+        buffer[places[name][0] :][: tensor.nbytes] = tensor.flatten().view(torch.uint8)
+    return Packed(buffer, places, {name: value for name, value in batch.items() if name not in tensors})
+
+
+def unpack(packed: Packed) -> dict[str, Any]:
+    """The batch again; its tensors are views of the buffer."""
+    batch = dict(packed.others)
+    for name, (start, dtype, shape) in packed.places.items():
+        batch[name] = packed.buffer[start:][: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+    return batch
+
+
 class TimedLoader(DataLoader):
-    """A DataLoader that knows how long it kept its reader waiting.
+    """A DataLoader of packed batches that knows how long it kept its reader waiting.
 
     Attributes:
         waited_s: seconds between asking for a batch and getting it, over all batches so far.
@@ -139,11 +168,11 @@ class TimedLoader(DataLoader):
         batches = super().__iter__()
         while True:
             asked_at = time.perf_counter()
-            batch = next(batches, None)
+            packed = next(batches, None)
             self.waited_s += time.perf_counter() - asked_at
-            if batch is None:
+            if packed is None:
                 return
-            yield batch
+            yield unpack(packed)
 
 
 class ShardData(LightningDataModule):
@@ -316,7 +345,7 @@ class ShardData(LightningDataModule):
             Reader(corpus, self.usable[split], prepare, collate, self.seed, training, most_tries),
             sampler=order,
             batch_size=None,
-            collate_fn=as_it_is,
+            collate_fn=pack,  # type: ignore[arg-type]  # of what is one item without a batch_size
             num_workers=self.num_workers,
             prefetch_factor=4 if self.num_workers else None,
             persistent_workers=training and self.num_workers > 0,

@@ -185,7 +185,7 @@ class Checkpoints(Checkpoint):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step or -1  # of step 0 there is none
         if self.monitor is not None and trainer.val_check_batch == math.inf:
             raise ValueError(
                 f"checkpoints.monitor={self.monitor!r} is looked at when validating, which this training never does; "

@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from mmflow import cli
-from mmflow.data.datamodule import Prepare, Sample, ShardData
+from mmflow.data.datamodule import Prepare, Sample, ShardData, pack, unpack
 from mmflow.data.decode import BadSample
 from mmflow.data.spec import DataSpec
 from mmflow.pipeline import data_identity
@@ -397,3 +397,26 @@ def test_a_rank_waits_for_the_first_to_build_the_indexes(spec):
         data.trainer.strategy.barrier = lambda data=data: order.append(sorted(data.corpora))  # type: ignore[union-attr]
         data.setup("fit")
     assert order == [["train", "validation"], []]
+
+
+def test_a_packed_batch_is_the_batch_in_one_tensor():
+    batch = {
+        "audio": torch.randn(3, 7)[:, ::2],
+        "mask": torch.tensor([[True, False, True]]),
+        "units": torch.arange(5),
+        "nothing": torch.empty(0, 4),
+        "count": torch.tensor(2.5, dtype=torch.float64),
+        "__key__": ["a", "b"],
+        "audio_seconds": 1.5,
+    }
+    packed = pack(batch)
+    back = unpack(packed)
+    assert back.keys() == batch.keys()
+    for name, value in batch.items():
+        if isinstance(value, torch.Tensor):
+            assert back[name].dtype == value.dtype
+            assert torch.equal(back[name], value)
+            assert back[name].untyped_storage().data_ptr() == packed.buffer.untyped_storage().data_ptr()
+        else:
+            assert back[name] == value
+    assert [start for start, *_ in packed.places.values()] == [0, 64, 128, 192, 192]

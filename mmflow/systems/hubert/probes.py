@@ -9,6 +9,7 @@ B batch, S waveform samples, T frames, N items, D width, C classes, L layers.
 """
 
 import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ from mmflow.systems.hubert.model import Hubert
 from mmflow.systems.hubert.weights import hubert_arguments, load_hubert
 from mmflow.training.objective import StepMean
 from mmflow.training.schedules import linear_warmup_decay
+
+log = logging.getLogger(__name__)
 
 Target = Literal["phone", "speaker", "keyword"]
 Segment = Sequence[Any]  # [start_s, end_s, name]
@@ -118,7 +121,8 @@ class LinearProbe(StepMean):
 
     The encoders are frozen and no part of this module's state. They see an utterance once, in a first pass that also
     whitens what each source gives; then the steps are cheap. The classes are those of the training split, by frequency,
-    and are kept in the checkpoint. Classifiers start at zero: only the untrained network is random.
+    and are kept in the checkpoint. Where there are not two of them, as of phones in data without their times, both
+    stages say so and end. Classifiers start at zero: only the untrained network is random.
 
     `test` leaves `probes.json`, a row per source with its accuracy, and the picture `probes.png`. It logs the accuracy
     of MFCCs, of the majority class, and of the best layer of each checkpoint and of the untrained network.
@@ -159,18 +163,15 @@ class LinearProbe(StepMean):
         for hubert in encoders.values():
             hubert.eval().requires_grad_(False)
         self.encoders = encoders  # in a plain dict, so that they are not part of our state
-        self.classes: list[str] = []
+        self.classes: list[str] | None = None  # not known yet
         self.memory: dict[tuple[str, str], Items] = {}  # by shard and key
         self.in_memory = 0  # items
 
     def build(self, classes: list[str]) -> None:
-        """Make the parts whose size depends on the classes."""
-        if len(classes) < 2:
-            raise ValueError(
-                f"the training split has {len(classes)} classes of target {self.target!r} ({', '.join(classes)}); "
-                f"phones and words are read from `info`, speakers from its `speaker`: choose another target or data"
-            )
+        """Make the parts whose size depends on the classes; none where there is nothing to tell apart."""
         self.classes = classes
+        if not classes:
+            return
         widths = {MFCCS: self.mfcc.dim}
         for name, hubert in self.encoders.items():
             widths |= {f"{name}/{layer}": hubert.dim for layer in range(len(hubert.blocks) + 1)}
@@ -193,7 +194,16 @@ class LinearProbe(StepMean):
                 f"set data to mmflow.systems.hubert.data.AnnotatedSpeech"
             )
         if stage == "fit":
-            self.build(self._find_classes(data.annotations("train", data.usable["train"])))
+            classes = self._find_classes(data.annotations("train", data.usable["train"]))
+            if len(classes) < 2:
+                log.warning(
+                    "nothing is probed: the training split has %d classes of target %s; phones and words are read from "
+                    "`info`, speakers from its `speaker`",
+                    len(classes),
+                    self.target,
+                )
+                classes = []
+            self.build(classes)
 
     def _find_classes(self, annotations: list[dict[str, Any]]) -> list[str]:
         counts = Counter[str]()
@@ -206,7 +216,7 @@ class LinearProbe(StepMean):
         checkpoint["classes"] = self.classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if not self.classes:
+        if self.classes is None:
             self.build(checkpoint["classes"])
         elif self.classes != checkpoint["classes"]:
             raise ValueError(
@@ -215,6 +225,8 @@ class LinearProbe(StepMean):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        if not self.classes:
+            return None
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
         schedule = linear_warmup_decay(optimizer, self.trainer.max_steps, warmup=0.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -223,7 +235,9 @@ class LinearProbe(StepMean):
     def on_train_start(self) -> None:
         """Whiten every source by some utterances of all ranks, unless resumed."""
         self._move_encoders()
-        if self.global_step:
+        if not self.classes:
+            self.trainer.should_stop = True
+        if self.global_step or not self.classes:
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         chosen = hash_order(data.usable["train"], data.corpus("train"), data.seed)[:WHITENING_UTTERANCES]
@@ -280,7 +294,7 @@ class LinearProbe(StepMean):
         items = []
         for place, (row, length) in enumerate(zip(rows, frame_lengths.tolist(), strict=True)):
             annotation: dict[str, Any] = {name: batch[name][row] for name in ("info", "text") if name in batch}
-            found = spans(self.target, annotation, length, self.classes)
+            found = spans(self.target, annotation, length, self.classes or [])
             items += [[place, *span] for span in found[::step]]
         where, first, end, labels = torch.tensor(items, dtype=torch.int64, device=self.device).view(-1, 4).unbind(1)
         return Items({source: span_means(x, where, first, end).half() for source, x in sources.items()}, labels)
@@ -312,13 +326,13 @@ class LinearProbe(StepMean):
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        if not self.classes:
+        if self.classes is None:
             raise ValueError("this LinearProbe is not trained; set ckpt_path to the checkpoint of its fit stage")
         self._move_encoders()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
         rows = batch["valid"].nonzero()[:, 0].tolist()
-        if not rows:
+        if not rows or not self.classes:
             return
         features, labels = self.encode(batch, rows)
         if not len(labels):
@@ -330,6 +344,8 @@ class LinearProbe(StepMean):
         self.items.update(len(labels))
 
     def on_test_epoch_end(self) -> None:
+        if not self.classes:
+            return  # nothing to tell apart
         number = int(self.items.compute())
         if number == 0:
             raise ValueError(

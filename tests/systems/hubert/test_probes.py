@@ -336,8 +336,6 @@ def test_two_processes_measure_what_one_does(phones, tmp_path):
     ("words", "message"),
     [
         (["--stages.probe.data.class_path", "mmflow.systems.hubert.data.Utterances"], "which Utterances does not read"),
-        (["--stages.probe.model.target", "keyword"], "0 classes of target 'keyword'"),
-        (["--stages.probe.model.max_classes", "1"], "1 classes of target 'phone'"),
         (["--stages.probe.model.checkpoints", "{}"], "checkpoints names []; give at least one"),
         (["--stages.probe.model.target", "vowel"], "vowel"),
     ],
@@ -346,6 +344,28 @@ def test_what_cannot_be_probed_is_named(tmp_path, tiny_speech, checkpoint, capsy
     config = pipeline(tmp_path, tiny_speech, checkpoint, steps=1)
     assert run(config, tmp_path / "work", *words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--stages.probe.model.target", "keyword"],
+            "nothing is probed: the training split has 0 classes of target keyword",
+        ),
+        (
+            ["--stages.probe.model.max_classes", "1"],
+            "nothing is probed: the training split has 1 classes of target phone",
+        ),
+    ],
+)
+def test_data_with_nothing_to_tell_apart_do_not_stop_a_pipeline(
+    tmp_path, tiny_speech, checkpoint, caplog, words, message
+):
+    config = pipeline(tmp_path, tiny_speech, checkpoint, steps=1)
+    assert run(config, tmp_path / "work", *words) == 0
+    assert message in caplog.text
+    assert not (tmp_path / "work" / "test" / "probes.json").exists()
 
 
 def test_a_probe_is_tested_after_its_training(tmp_path, tiny_speech, checkpoint, capsys):
