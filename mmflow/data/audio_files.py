@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from typing_extensions import override
 
-from mmflow.data.datamodule import ignore_signals
+from mmflow.data.datamodule import as_it_is, ignore_signals
 from mmflow.data.decode import (
     AUDIO_EXTENSIONS,
     AUDIO_RATES,
@@ -209,11 +209,6 @@ class FileStream(IterableDataset):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         return batches(self.sources[first::step], self.chunking, self.batch_seconds)
-
-
-def as_it_is(batch: Any) -> Any:
-    """For DataLoader, which otherwise walks through every list of a batch in search of arrays."""
-    return batch
 
 
 class AudioFiles(LightningDataModule):

@@ -116,6 +116,11 @@ class TrainingOrder:
         return self.plan.micro_batches(self.step, self.rank, self.world)
 
 
+def as_it_is(batch: Any) -> Any:
+    """For DataLoader, which otherwise walks through every list of a batch in search of arrays."""
+    return batch
+
+
 def ignore_signals(_: int) -> None:
     """Workers leave SIGTERM, SIGUSR1 and Ctrl-C to their parent, which saves first and then ends them."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -155,7 +160,7 @@ def unpack(packed: Packed) -> dict[str, Any]:
 
 
 class TimedLoader(DataLoader):
-    """A DataLoader of packed batches that knows how long it kept its reader waiting.
+    """A DataLoader that knows how long it kept its reader waiting, and unpacks what workers send.
 
     Attributes:
         waited_s: seconds between asking for a batch and getting it, over all batches so far.
@@ -168,11 +173,11 @@ class TimedLoader(DataLoader):
         batches = super().__iter__()
         while True:
             asked_at = time.perf_counter()
-            packed = next(batches, None)
+            batch = next(batches, None)
             self.waited_s += time.perf_counter() - asked_at
-            if packed is None:
+            if batch is None:
                 return
-            yield unpack(packed)
+            yield unpack(batch) if isinstance(batch, Packed) else batch
 
 
 class ShardData(LightningDataModule):
@@ -345,7 +350,7 @@ class ShardData(LightningDataModule):
             Reader(corpus, self.usable[split], prepare, collate, self.seed, training, most_tries),
             sampler=order,
             batch_size=None,
-            collate_fn=pack,  # type: ignore[arg-type]  # of what is one item without a batch_size
+            collate_fn=pack if self.num_workers else as_it_is,  # type: ignore[arg-type]  # of one item, no list
             num_workers=self.num_workers,
             prefetch_factor=4 if self.num_workers else None,
             persistent_workers=training and self.num_workers > 0,
