@@ -29,7 +29,7 @@ class Decoder:
 
     def __call__(self, log_probs: Tensor) -> str:
         """log_probs: (T, V) natural logarithms, V of `mmflow.data.text.Characters`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say how log probabilities become text")
 
 
 class Greedy(Decoder):
