@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from mmflow.evaluation.pictures import read_curves
 from mmflow.training.guard import FiniteSteps
 from tests.training.test_objective import mean_gradient
-from tests.training.toy import Line, files, fit, points, weights
+from tests.training.toy import Line, files, fit, on_two_ranks, points, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
 
@@ -192,10 +191,7 @@ def on_rank(rank: int, folder: Path, port: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_skip_and_stop_together(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (tmp_path, port), nprocs=2)
+    on_two_ranks(on_rank, tmp_path)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     for result in ranks:
         assert torch.equal(result["loss"], ranks[0]["fine"])

@@ -1,7 +1,6 @@
 """A step is the same on any number of processes, and so are the validations and the progress of a resumed run."""
 
 import os
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from mmflow.training.lanes import Lanes, device_seed
-from tests.training.toy import SEED, Line, fit, weights
+from tests.training.toy import SEED, Line, fit, on_two_ranks, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
 
@@ -136,10 +135,7 @@ def both(tmp_path_factory) -> tuple[Line, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("both")
     kept = Checkpoints(every_steps=1, keep=9)
     _, line = fit(folder / "one", line=Line(dropout=0.5, momentum=0.9), checkpoints=kept, gradient_clip_val=0.5)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (folder, port), nprocs=2)
+    on_two_ranks(on_rank, folder)
     return line, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -1,7 +1,6 @@
 """A rank that is ready early does not give up on the others."""
 
 import os
-import socket
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from mmflow.training.patience import Patience
+from tests.training.toy import on_two_ranks
 
 TIMEOUT_S = 3
 
@@ -55,8 +55,5 @@ def on_rank(rank: int, folder: Path, port: int) -> None:
 
 @pytest.mark.slow
 def test_a_rank_waits_longer_than_the_timeout_of_the_strategy(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (tmp_path, port), nprocs=2)
+    on_two_ranks(on_rank, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank0", "rank1"]

@@ -1,6 +1,7 @@
 """The smallest training that has everything a Trainer of mmflow gets: a line through random points."""
 
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,11 @@ def weights(line: Line) -> Tensor:
 def files(folder: Path) -> list[str]:
     """The checkpoints in a folder without their hash files."""
     return sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
+
+
+def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:
+    """Run `function(rank, *arguments, port)` in two processes, with a port that they can meet on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(function, (*arguments, port), nprocs=2)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmflow.nn.kmeans import ClusterSums, best_start, cluster_sums, farthest, kmeans_plus_plus, nearest, refill
 from mmflow.systems.hubert.model import FRAME_RATE
-from mmflow.systems.hubert.quality import best_layer, weights_fingerprint
+from mmflow.systems.hubert.quality import best_layer, encoder_fingerprint
 from mmflow.systems.hubert.weights import load_hubert
 
 log = logging.getLogger(__name__)
@@ -409,7 +409,7 @@ class HubertLayer(nn.Module):
             raise ValueError(f"layer={layer} is not in 0..{depth}, the layers of {checkpoint}; try {depth // 2}")
         del self.hubert.blocks[self.layer :]  # nobody looks at them
         self.dim = self.hubert.dim
-        self.fingerprint = weights_fingerprint(self.hubert.state_dict(), f"hubert layer {self.layer}")
+        self.fingerprint = encoder_fingerprint(self.hubert, f"hubert layer {self.layer}")
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """audio (B, S), lengths (B,) samples -> frames (B, T, D), frame lengths (B,). Call it in eval mode."""

@@ -54,10 +54,10 @@ def weights_fingerprint(weights: Mapping[str, Tensor], title: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def encoder_fingerprint(hubert: nn.Module) -> str:
-    """Names the weights that layers depend on: not the mask vector, which some published files lack."""
+def encoder_fingerprint(hubert: nn.Module, title: str = "hubert encoder") -> str:
+    """Names the weights that layers depend on: not the mask vector, which is random where a file lacks it."""
     weights = {name: weight for name, weight in hubert.state_dict().items() if name != "mask_embedding"}
-    return weights_fingerprint(weights, "hubert encoder")
+    return weights_fingerprint(weights, title)
 
 
 def best_layer(quality: str | Path, hubert: nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 from mmflow.nn.kmeans import nearest
 from mmflow.systems.hubert.kmeans import FramePool, HubertLayer, KMeans, frame_priorities
 from mmflow.systems.hubert.model import Hubert
+from tests.training.toy import on_two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers, workers and manual optimisation
 
@@ -338,10 +338,7 @@ def on_rank(rank: int, folder: Path, checkpoint: Path, port: int) -> None:
 def test_two_processes_end_with_the_same_centroids_and_units_as_one(fitted, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[3])  # the processes import this file by its name from there
     torch.save(with_empty_clusters(load(fitted[1], 1)), tmp_path / "empty.ckpt")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (tmp_path, tmp_path / "empty.ckpt", port), nprocs=2)
+    on_two_ranks(on_rank, tmp_path, tmp_path / "empty.ckpt")
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert torch.equal(first["centroids"], second["centroids"])
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from mmflow.cli import main
 from mmflow.data.index import open_shard
@@ -233,3 +234,16 @@ def test_best_needs_a_quality_and_a_number_takes_none(published):
         HubertLayer(published["model"], "best")
     with pytest.raises(ValueError, match=r"layer=1 is chosen without quality=q.json; leave quality out or give layer"):
         HubertLayer(published["model"], 1, "q.json")
+
+
+def test_a_published_model_without_a_mask_vector_is_the_same_each_time_that_it_is_read(tmp_path):
+    save_folder(Hubert(**SMALL), tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    never_masks = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    config.write_text(json.dumps(json.loads(config.read_text()) | never_masks))
+    tensors = load_file(weights)
+    del tensors["masked_spec_embed"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    first, second = (HubertLayer(str(tmp_path), 1) for _ in range(2))
+    assert not torch.equal(first.hubert.mask_embedding, second.hubert.mask_embedding)
+    assert first.fingerprint == second.fingerprint
