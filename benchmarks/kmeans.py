@@ -21,7 +21,7 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from mmflow.nn.kmeans import best_start, cluster_sums, kmeans_plus_plus, nearest
+from mmflow.nn.kmeans import Lloyd, best_start, kmeans_plus_plus, nearest
 
 MOST_STEPS = 100
 
@@ -42,8 +42,9 @@ def start(x: Tensor, clusters: int) -> Tensor:
 
 def lloyd(x: Tensor, centroids: Tensor, steps: int, target: float = 0.0) -> float:
     """Inertia after a fit that ends after `steps` or below the `target`, and assigning all frames to its clusters."""
+    step = Lloyd(x)
     for _ in range(steps):
-        sums, counts, inertia = cluster_sums(x, centroids)
+        sums, counts, inertia = step(centroids)
         if inertia <= target:
             break
         centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids)

@@ -1,8 +1,8 @@
 """The arithmetic of k-means on one device: who is nearest, what a Lloyd step sums, where to start, what to refill.
 
-Nothing here knows of ranks: `cluster_sums` of parts of the data add up to those of the whole, so a caller all-reduces
-them. Labels do not depend on how frames are cut into chunks or dealt to devices, because what fp32 cannot tell apart is
-decided in float64; all that is accumulated is float64 too.
+Nothing here knows of ranks: the sums of a Lloyd step over parts of the data add up to those of the whole, so a caller
+all-reduces them. Labels do not depend on how frames are cut into chunks or dealt to devices, because what fp32 cannot
+tell apart is decided in float64; all that is accumulated is float64 too.
 
 Letters: N frames, D width, K clusters, R starts.
 """
@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# The block of scores of one chunk should stay in a core's cache (K=100: 0.8 MB; 65,536 rows took twice the time), while
-# a GPU wants few large products.
-CPU_CHUNK, GPU_CHUNK = 2048, 65_536
+# Numbers in a block of rows that are worked on together. On a CPU it should stay in a core's cache (for K=100, 2^22
+# takes two fifths longer), while a GPU wants few large products.
+CPU_BLOCK, GPU_BLOCK = 2**19, 2**25
 
 
 @contextlib.contextmanager
@@ -45,51 +45,88 @@ def nearest(frames: Tensor, centroids: Tensor, chunk: int | None = None) -> tupl
     Returns:
         labels (N,) int64 and squared Euclidean distances (N,) float64.
     """
-    wide = centroids.detach().double()
-    labels = _labels(frames, wide, chunk)
+    targets = Targets(centroids)
+    labels, _, _ = targets.label(frames, chunk)
     distances = torch.empty(len(frames), dtype=torch.float64, device=frames.device)
-    for part, label, distance in _parts(frames, labels, distances, chunk=chunk):
-        distance.copy_((part.double() - wide[label]).square_().sum(1))
+    for part, label, distance in _parts(frames, labels, distances, width=frames.shape[1], chunk=chunk):
+        distance.copy_((part.double() - targets.exact[label]).square_().sum(1))
     return labels, distances
 
 
-def _parts(*tensors: Tensor, chunk: int | None = None) -> Iterator[tuple[Tensor, ...]]:
-    """Views of `chunk` rows of each tensor at a time."""
-    size = chunk or (CPU_CHUNK if tensors[0].device.type == "cpu" else GPU_CHUNK)
+def _parts(*tensors: Tensor, width: int, chunk: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """Views of `chunk` rows of each tensor at a time, by default as many as make a good block of `width` columns."""
+    size = chunk or max(1, (CPU_BLOCK if tensors[0].is_cpu else GPU_BLOCK) // width)
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
-def _labels(frames: Tensor, centroids: Tensor, chunk: int | None = None) -> Tensor:
-    """The labels of `nearest`; centroids (K, D) float64."""
-    # fp32 has no digits left for clusters far from the origin, so distances are taken around the middle of them all.
-    middle = centroids.mean(0)
-    centred = (centroids - middle).float()  # (K, D)
-    half_norms, middle = centred.square().sum(1) / 2, middle.float()
-    labels = torch.empty(len(frames), dtype=torch.int64, device=frames.device)
-    with full_precision(frames.device):
-        for part, label in _parts(frames, labels, chunk=chunk):
-            label.copy_(_nearest_in_chunk(part, centroids, middle, centred, half_norms))
-    return labels
+class Targets:
+    """Centroids (K, D), ready to be compared with frames.
 
+    fp32 has no digits left for clusters far from the origin, so distances are taken around the middle of them all.
+    """
 
-def _nearest_in_chunk(frames: Tensor, wide: Tensor, middle: Tensor, centroids: Tensor, half_norms: Tensor) -> Tensor:
-    """The labels (n,) of one chunk by fp32 scores, and by float64 distances where fp32 rounding might decide.
+    def __init__(self, centroids: Tensor) -> None:
+        self.exact = centroids.detach().double()
+        middle = self.exact.mean(0)
+        self.centred, self.middle = (self.exact - middle).float(), middle.float()
+        self.half_norms = self.centred.square().sum(1) / 2
+        self.reach = self.half_norms.max().mul(2).sqrt()  # of the longest
+        k, dim = self.exact.shape
+        self.numbers = torch.arange(k, dtype=torch.int32, device=middle.device)
+        self.kept_bits = -1 << (k - 1).bit_length()  # ones where a score keeps its own bits
+        # A dot product of D terms is off by about sqrt(D) roundings of |x||c|, and 8 leaves room; a score that gives up
+        # its last bits is off by as many roundings as they can tell apart.
+        self.slack = (8 * math.sqrt(dim) - 2 * self.kept_bits) * torch.finfo(torch.float32).eps
 
-    wide: (K, D) float64. centroids and half_norms: they around the `middle`, and half their squared lengths, fp32."""
-    near = frames.float() - middle
-    scores = torch.addmm(half_norms, near, centroids.T, alpha=-1)  # (n, K), half of |x - c|^2 - |x|^2
-    best, labels = scores.min(1)
-    reach = half_norms.max().mul(2).sqrt()  # the longest centroid
-    # A dot product of D terms is off by about sqrt(D) roundings of |x||c|; 8 leaves room, and costs few extra pairs.
-    slack = 8 * torch.finfo(torch.float32).eps * math.sqrt(frames.shape[1])
-    bound = best + slack * reach * (torch.linalg.vector_norm(near, dim=1) + reach)  # (n,)
-    scores.scatter_(1, labels[:, None], math.inf)
-    close = (scores.amin(1) <= bound).nonzero()[:, 0]  # frames with a second contender
-    if len(close):
-        scores[close, labels[close]] = best[close]
-        rows, columns = (scores[close] <= bound[close, None]).nonzero().unbind(1)
-        labels[close] = _first_nearest(frames[close], wide, rows, columns)
-    return labels
+    def label(self, frames: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The labels of `nearest` (N,), what the distance to that centroid is at most (N,), and what those to all other
+        centroids are at least (N,).
+
+        By fp32 scores, and by float64 distances where fp32 rounding might decide."""
+        labels = torch.empty(len(frames), dtype=torch.int64, device=frames.device)
+        own, others = frames.new_empty(2, len(frames), dtype=torch.float64)
+        parts = list(_parts(frames, labels, own, others, width=len(self.exact), chunk=chunk))
+        block = self.middle.new_empty(len(parts[0][0]), len(self.exact))  # new memory costs page faults
+        for part, *results in parts:
+            for result, found in zip(results, self._by_scores(part, block[: len(part)]), strict=True):
+                result.copy_(found)
+        close = (own >= others).nonzero()[:, 0]  # frames with a second contender
+        for (rows,) in _parts(close, width=max(self.exact.shape), chunk=chunk):
+            labels[rows] = self._exactly(frames[rows], own[rows])
+        own[close], others[close] = torch.maximum(own[close], others[close]), torch.minimum(own[close], others[close])
+        return labels, own, others
+
+    def _scores(self, frames: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Half of |x - c|^2 - |x|^2 for all pairs (n, K), and the frames around the middle (n, D)."""
+        near = frames.float() - self.middle
+        with full_precision(frames.device):
+            return torch.addmm(self.half_norms, near, self.centred.T, alpha=-1, out=out), near
+
+    def _by_scores(self, frames: Tensor, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scores, near = self._scores(frames, block)
+        # With its column in the last bits of each score the smallest tells where it stands: torch's min of values alone
+        # takes a tenth of the time of one with indices.
+        scores.view(torch.int32).bitwise_and_(self.kept_bits).bitwise_or_(self.numbers)
+        best = scores.amin(1)
+        labels = best.view(torch.int32).bitwise_and(~self.kept_bits).long()
+        scores.scatter_(1, labels[:, None], math.inf)
+        norms, error = self._norms(near)
+        own = norms.add(best, alpha=2).add_(error)
+        others = norms.sub_(error).add_(scores.amin(1), alpha=2)
+        return labels, own.clamp_(min=0).sqrt_(), others.clamp_(min=0).sqrt_()
+
+    def _norms(self, near: Tensor) -> tuple[Tensor, Tensor]:
+        """|x|^2 of `near` (n, D), frames around the middle, and how far |x - c|^2 may be off in fp32: (n,)."""
+        norms = near.square().sum(1)
+        return norms, norms.sqrt().add_(self.reach).square_().mul_(self.slack)
+
+    def _exactly(self, frames: Tensor, own: Tensor) -> Tensor:
+        """Labels (n,) of frames whose nearest centroid is within `own` (n,), by float64 distances."""
+        scores, near = self._scores(frames)
+        norms, error = self._norms(near)
+        bound = own.square() - norms + error  # of twice a score
+        rows, columns = (2 * scores <= bound[:, None]).nonzero().unbind(1)
+        return _first_nearest(frames, self.exact, rows, columns)
 
 
 def _first_nearest(frames: Tensor, centroids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -97,10 +134,7 @@ def _first_nearest(frames: Tensor, centroids: Tensor, rows: Tensor, columns: Ten
 
     rows, columns: all (frame, centroid) index pairs that contend."""
     exact = torch.cat(
-        [
-            (frames[r].double() - centroids[c]).square_().sum(1)
-            for r, c in zip(rows.split(GPU_CHUNK), columns.split(GPU_CHUNK), strict=True)
-        ]
+        [(frames[r].double() - centroids[c]).square_().sum(1) for r, c in _parts(rows, columns, width=frames.shape[1])]
     )
     best = exact.new_full((len(frames),), math.inf).scatter_reduce(0, rows, exact, "amin")
     won = exact == best[rows]
@@ -115,17 +149,56 @@ class ClusterSums(NamedTuple):
     inertia: Tensor  # () float64, sum of squared distances to the nearest centroid
 
 
-def cluster_sums(frames: Tensor, centroids: Tensor) -> ClusterSums:
-    """Assign `frames` (N, D) to `centroids` (K, D) and add up what each cluster received."""
-    wide = centroids.detach().double()
-    labels = _labels(frames, wide)
-    sums, inertia = torch.zeros_like(wide), wide.new_zeros(())
-    for part, label in _parts(frames, labels):
-        inertia += wide.index_select(0, label).sub_(part).square_().sum()
-        # As fast as index_add_ on a CPU (13 ms for 200,000 x 39; a one-hot product takes 78), and on a GPU it sorts
-        # instead of racing, so that a resumed fit ends with the same bits.
-        sums.index_put_((label,), part.double(), accumulate=True)
-    return ClusterSums(sums, torch.bincount(labels, minlength=len(centroids)), inertia)
+class Lloyd:
+    """Lloyd steps over the same frames (N, D), which compute only the distances that may have changed.
+
+    A frame stays where it is while its centroid is nearer than every other can be, by what the distances were when last
+    computed and what the centroids moved since (Hamerly 2010, "Making k-means even faster"). The results are those of
+    computing all.
+    """
+
+    def __init__(self, frames: Tensor) -> None:
+        self.frames = frames
+        self.middle = frames.sum(0, dtype=torch.float64) / max(1, len(frames))
+        self.energy = self.middle.new_zeros(())  # sum of squared distances to the middle
+        for (part,) in _parts(frames, width=frames.shape[1]):
+            self.energy += (part.double() - self.middle).square_().sum()
+        self.labels = torch.zeros(len(frames), dtype=torch.int64, device=frames.device)
+        self.own = self.middle.new_full((len(frames),), math.inf)  # most that the distance to its centroid can be
+        self.others = torch.zeros_like(self.own)  # least that the distance to any other can be
+        self.before: Tensor | None = None  # the centroids of the last step
+
+    def __call__(self, centroids: Tensor) -> ClusterSums:
+        """Assign the frames to `centroids` (K, D) and add up what each cluster received."""
+        targets = Targets(centroids)
+        if self.before is not None:
+            self._move(torch.linalg.vector_norm(targets.exact - self.before, dim=1))
+        self.before = targets.exact.clone()
+        unsettled = (self.own >= self.others).nonzero()[:, 0]
+        if len(unsettled) > len(self.frames) / 2:  # looking at all is then faster than picking
+            self.labels, self.own, self.others = targets.label(self.frames)
+        else:
+            for (rows,) in _parts(unsettled, width=16):  # many at once, yet no second copy of all frames
+                self.labels[rows], self.own[rows], self.others[rows] = targets.label(self.frames[rows])
+        return self._sums(targets)
+
+    def _move(self, drift: Tensor) -> None:
+        """Widen the bounds by what each centroid moved (K,)."""
+        self.own += drift[self.labels]
+        two = drift.topk(min(2, len(drift))).values  # the most that any centroid moved, and any but that
+        self.others -= torch.where(drift == two[0], two[-1], two[0])[self.labels]
+
+    def _sums(self, targets: Targets) -> ClusterSums:
+        sums = torch.zeros_like(targets.exact)
+        for part, label in _parts(self.frames, self.labels, width=len(self.middle)):
+            # As fast as index_add_ on a CPU (13 ms for 200,000 x 39; a one-hot product takes 78), and on a GPU it sorts
+            # instead of racing, so that a resumed fit ends with the same bits.
+            sums.index_put_((label,), part.double(), accumulate=True)
+        counts = torch.bincount(self.labels, minlength=len(sums))
+        # sum |x - c|^2 = sum |x|^2 - 2 c sum x + n |c|^2 in each cluster, around the middle of all frames
+        centred = targets.exact - self.middle
+        gained = centred * (2 * sums - counts[:, None] * (targets.exact + self.middle))
+        return ClusterSums(sums, counts, (self.energy - gained.sum()).clamp(min=0))
 
 
 def kmeans_plus_plus(frames: Tensor, k: int, n_init: int, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from mmflow.nn.kmeans import best_start, cluster_sums, farthest, full_precision, kmeans_plus_plus, nearest, refill
+from mmflow.nn.kmeans import Lloyd, Targets, best_start, farthest, full_precision, kmeans_plus_plus, nearest, refill
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -31,9 +31,9 @@ def exact_labels(frames: Tensor, centroids: Tensor) -> Tensor:
 
 
 def lloyd(frames: Tensor, centroids: Tensor, steps: int) -> tuple[Tensor, list[float]]:
-    inertias = []
+    inertias, step = [], Lloyd(frames)
     for _ in range(steps):
-        sums, counts, inertia = cluster_sums(frames, centroids)
+        sums, counts, inertia = step(centroids)
         inertias.append(float(inertia))
         means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids)
         empty = int((counts == 0).sum())
@@ -112,27 +112,56 @@ def test_autocast_and_reduced_matmul_precision_change_nothing():
 # -- Lloyd -------------------------------------------------------------------------------------------------------------
 
 
-def test_cluster_sums_of_a_small_case():
+def test_sums_of_a_small_case():
     frames = torch.tensor([[0.0, 1.0], [0.0, 3.0], [10.0, 0.0]])
-    sums, counts, inertia = cluster_sums(frames, torch.tensor([[0.0, 2.0], [9.0, 0.0], [99.0, 99.0]]))
+    sums, counts, inertia = Lloyd(frames)(torch.tensor([[0.0, 2.0], [9.0, 0.0], [99.0, 99.0]]))
     assert sums.tolist() == [[0.0, 4.0], [10.0, 0.0], [0.0, 0.0]]
     assert counts.tolist() == [2, 1, 0]
-    assert inertia == 3.0
+    assert inertia == pytest.approx(3.0, rel=1e-14)
     assert (sums.dtype, counts.dtype, inertia.dtype) == (torch.float64, torch.int64, torch.float64)
 
 
 def test_sums_of_parts_add_up_to_those_of_the_whole():
     frames, centroids = blobs(5000, 39, 20) + 1000, blobs(20, 39, 20) + 1000
-    whole = cluster_sums(frames, centroids)
-    parts = [cluster_sums(part, centroids) for part in frames.split([17, 0, 3000, 1983])]
+    whole = Lloyd(frames)(centroids)
+    parts = [Lloyd(part)(centroids) for part in frames.split([17, 0, 3000, 1983])]
     assert torch.allclose(sum(part.sums for part in parts), whole.sums, rtol=1e-14, atol=0)
     assert torch.equal(sum(part.counts for part in parts), whole.counts)
     assert sum(part.inertia for part in parts) == pytest.approx(float(whole.inertia), rel=1e-13)
 
 
+@pytest.mark.parametrize(("k", "dim", "offset"), [(1, 3, 0.0), (2, 1, 0.0), (20, 39, 0.0), (100, 8, 1000.0)])
+def test_steps_that_remember_give_the_bits_of_steps_that_look_at_all(k, dim, offset):
+    frames = blobs(6000, dim, 2 * k) + offset
+    centroids, step = frames[:k].double(), Lloyd(frames)
+    for _ in range(25):
+        remembered, fresh = step(centroids), Lloyd(frames)(centroids)
+        assert all(torch.equal(a, b) for a, b in zip(remembered, fresh, strict=True))
+        assert torch.equal(step.labels, exact_labels(frames, centroids))
+        centroids = torch.where(fresh.counts[:, None] > 0, fresh.sums / fresh.counts.clamp(min=1)[:, None], centroids)
+
+
+def test_steps_that_remember_follow_centroids_that_jump():
+    frames, draw = blobs(3000, 5, 12), generator(1)
+    step = Lloyd(frames)
+    for _ in range(20):
+        centroids = frames[torch.randint(len(frames), (12,), generator=draw)].double()
+        step(centroids)
+        assert torch.equal(step.labels, exact_labels(frames, centroids))
+
+
+def test_a_step_computes_only_what_may_have_changed(monkeypatch):
+    frames, seen = torch.cat([blobs(1000, 4, 1) + 100 * i for i in range(5)]), []
+    label, step = Targets.label, Lloyd(frames)
+    monkeypatch.setattr(Targets, "label", lambda self, rows: seen.append(len(rows)) or label(self, rows))
+    sums, counts, _ = step(frames[::1000].double())
+    step(sums / counts[:, None])
+    assert sum(seen) == 5000
+
+
 def test_a_million_small_frames_are_summed_without_loss():
     frames = torch.full((2**20, 1), 0.1)
-    sums, _, _ = cluster_sums(frames, torch.zeros(1, 1))
+    sums, _, _ = Lloyd(frames)(torch.zeros(1, 1))
     assert sums.item() == 2**20 * float(torch.tensor(0.1))  # exact; added one by one in fp32 it is off by 1 %
 
 
@@ -140,7 +169,7 @@ def test_one_lloyd_step_from_known_centroids():
     frames = torch.tensor([[0.0], [2.0], [10.0], [14.0]])
     centroids, inertias = lloyd(frames, torch.tensor([[0.0], [9.0]], dtype=torch.float64), 2)
     assert centroids.flatten().tolist() == [1.0, 12.0]
-    assert inertias == [0 + 4 + 1 + 25, 1 + 1 + 4 + 4]
+    assert inertias == pytest.approx([0 + 4 + 1 + 25, 1 + 1 + 4 + 4], rel=1e-13)
 
 
 def test_from_equal_starts_lloyd_agrees_with_scikit_learn():
@@ -149,7 +178,7 @@ def test_from_equal_starts_lloyd_agrees_with_scikit_learn():
     theirs = KMeans(15, init=start.numpy(), n_init=1, max_iter=10, tol=0).fit(frames.double().numpy())
     mine, inertias = lloyd(frames, start, 10)
     assert torch.allclose(mine, torch.from_numpy(theirs.cluster_centers_), atol=1e-9)
-    assert cluster_sums(frames, mine).inertia == pytest.approx(theirs.inertia_, rel=1e-9)
+    assert Lloyd(frames)(mine).inertia == pytest.approx(theirs.inertia_, rel=1e-9)
     assert all(after <= before for before, after in itertools.pairwise(inertias))
 
 
@@ -191,7 +220,7 @@ def test_greedy_seeding_starts_lower_than_random_frames():
     frames = blobs(3000, 10, 40)
     start = best_start(kmeans_plus_plus(frames, 40, 3, generator()), frames)
     random = frames[torch.randperm(len(frames), generator=generator())[:40]]
-    assert cluster_sums(frames, start).inertia < 0.8 * cluster_sums(frames, random).inertia
+    assert Lloyd(frames)(start).inertia < 0.8 * Lloyd(frames)(random).inertia
 
 
 def test_the_best_start_is_the_one_of_lowest_inertia_on_the_judging_frames():
@@ -234,6 +263,6 @@ def test_refilling_lowers_the_inertia_and_uses_all_clusters():
     frames = blobs(2000, 5, 10)
     start = torch.cat([frames[:7].double(), torch.full((3, 5), 1e3, dtype=torch.float64)])  # three serve nobody
     centroids, inertias = lloyd(frames, start, 15)
-    assert (cluster_sums(frames, centroids).counts > 0).all()
+    assert (Lloyd(frames)(centroids).counts > 0).all()
     assert all(after <= before * (1 + 1e-12) for before, after in itertools.pairwise(inertias))
     assert math.isfinite(inertias[-1])

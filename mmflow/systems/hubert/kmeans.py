@@ -18,7 +18,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from mmflow.nn.kmeans import ClusterSums, best_start, cluster_sums, farthest, kmeans_plus_plus, nearest, refill
+from mmflow.nn.kmeans import ClusterSums, Lloyd, best_start, farthest, kmeans_plus_plus, nearest, refill
 from mmflow.systems.hubert.model import FRAME_RATE
 from mmflow.systems.hubert.quality import best_layer, encoder_fingerprint
 from mmflow.systems.hubert.weights import load_hubert
@@ -146,6 +146,7 @@ class KMeans(LightningModule):
         self.register_buffer("inertia", torch.tensor(torch.inf, dtype=torch.float64))  # per frame, before the last step
         self.register_buffer("finished", torch.tensor(False))
         self.pool: Pool | None = None
+        self.lloyd: Lloyd | None = None
 
     @property
     def features(self) -> Any:
@@ -218,6 +219,7 @@ class KMeans(LightningModule):
             return
         self.features.to(self.device)
         self.pool = self._fill_pool()
+        self.lloyd = Lloyd(self.pool.frames)
         if self.iteration == 0:
             self._start()
 
@@ -273,8 +275,8 @@ class KMeans(LightningModule):
 
     @torch.no_grad()
     def training_step(self, batch: int, batch_idx: int) -> None:  # noqa: ARG002 the batch holds nothing
-        assert self.pool is not None
-        sums, counts, inertia = self._add_up(cluster_sums(self.pool.frames, self.centroids))
+        assert self.lloyd is not None
+        sums, counts, inertia = self._add_up(self.lloyd(self.centroids))
         inertia /= counts.sum()
         # Holds after a refill too: a centroid without frames contributes nothing, wherever it is moved.
         assert inertia <= self.inertia * (1 + 1e-6), f"inertia rose from {self.inertia} to {inertia}"
@@ -317,7 +319,7 @@ class KMeans(LightningModule):
         return frames[distances.argsort(descending=True, stable=True)[:number]]
 
     def on_train_end(self) -> None:
-        self.pool = None
+        self.pool = self.lloyd = None
         mine = torch.tensor(int(self.fingerprint[:15], 16), device=self.device)
         if (self._gather(mine[None]) != mine).any():
             raise RuntimeError("ranks ended with different centroids; do all of them run the same code and data?")

@@ -168,7 +168,7 @@ def _halve(conv: nn.Module, x: Tensor) -> Tensor:
     The frames under the first two taps lie side by side in memory, so the products read them where they are. The
     backward pass through a strided convolution of a CPU library runs at half the speed of these."""
     layer: Any = conv
-    batch, frames, channels = x.shape
+    batch, frames = x.shape[:2]
     taps = layer.weight.permute(2, 1, 0)  # (2 or 3, C, K)
     size = (frames - len(taps)) // 2 + 1  # T'
     pairs = x[:, : 2 * size].unflatten(1, (size, 2)).flatten(2)  # (B, T', 2C), a view

@@ -22,7 +22,7 @@ from mmflow.atomic import write_json
 from mmflow.evaluation.abx import abx_error, sample_triples
 from mmflow.evaluation.clustering import ClusterQuality, joint_counts, phone_frames, phone_spans, pnmi
 from mmflow.evaluation.pictures import cluster_phone_heatmap, quality_by_layer, units_under_spectrogram
-from mmflow.nn.kmeans import cluster_sums, kmeans_plus_plus, nearest
+from mmflow.nn.kmeans import Lloyd, kmeans_plus_plus, nearest
 from mmflow.systems.hubert.data import hash_order
 from mmflow.systems.hubert.features import MFCC
 from mmflow.systems.hubert.model import num_frames
@@ -233,8 +233,9 @@ class LayerQuality(LightningModule):
             )
         starts = kmeans_plus_plus(frames[: START_FRAMES * self.num_clusters], self.num_clusters, 2, generator)
         for centroids in starts:
+            lloyd = Lloyd(frames)
             for _ in range(LLOYD_STEPS):
-                sums, counts, _ = cluster_sums(frames, centroids)
+                sums, counts, _ = lloyd(centroids)
                 centroids.copy_(torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids))
         return starts
 
