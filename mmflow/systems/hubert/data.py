@@ -145,14 +145,14 @@ def _check_dictionary(corpus: Corpus, num_clusters: int) -> None:
 
 def prepare_crop(sample: Sample, rng: np.random.Generator, normalize: bool, num_clusters: int, train: bool) -> Sample:
     """Normalise the whole utterance if asked, and draw where a crop will start, in [0, 1)."""
-    units = torch.from_numpy(sample["units"].astype(np.int64))
-    frames = num_frames(len(sample["audio"]))
+    units, frames = sample["units"], num_frames(len(sample["audio"]))
     if len(units) != frames or frames == 0:
         raise BadSample(f"{len(units)} units for {frames} frames")
-    if int(units.max()) >= num_clusters:
-        raise BadSample(f"unit {int(units.max())} is outside the dictionary of {num_clusters}")
+    if units.max() >= num_clusters:
+        raise BadSample(f"unit {units.max()} is outside the dictionary of {num_clusters}")
     audio = normalize_utterance(sample["audio"]) if normalize else sample["audio"]
-    return sample | {"audio": audio, "units": units, "start": rng.random() if train else 0.0}
+    start = rng.random() if train else 0.0
+    return sample | {"audio": audio, "units": torch.from_numpy(units.astype(np.int64)), "start": start}
 
 
 def collate_crops(
