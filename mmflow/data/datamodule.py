@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -160,7 +161,7 @@ def unpack(packed: Packed) -> dict[str, Any]:
 
 
 class TimedLoader(DataLoader):
-    """A DataLoader that knows how long it kept its reader waiting, and unpacks what workers send.
+    """A DataLoader that knows how long it kept its reader waiting, and receives in a thread what workers send.
 
     Attributes:
         waited_s: seconds between asking for a batch and getting it, over all batches so far.
@@ -171,13 +172,17 @@ class TimedLoader(DataLoader):
     @override
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
-        while True:
-            asked_at = time.perf_counter()
-            batch = next(batches, None)
-            self.waited_s += time.perf_counter() - asked_at
-            if batch is None:
-                return
-            yield unpack(batch) if isinstance(batch, Packed) else batch
+        with ThreadPoolExecutor(1, "receiver") as receiver:
+            coming: Future | None = None
+            while True:
+                asked_at = time.perf_counter()
+                batch = coming.result() if coming else next(batches, None)
+                self.waited_s += time.perf_counter() - asked_at
+                if batch is None:
+                    return
+                if self.num_workers:  # without them the next batch is not made before it is wanted
+                    coming = receiver.submit(next, batches, None)
+                yield unpack(batch) if isinstance(batch, Packed) else batch
 
 
 class ShardData(LightningDataModule):

@@ -1,6 +1,7 @@
 import itertools
 import logging
 import signal
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -397,6 +398,28 @@ def test_a_rank_waits_for_the_first_to_build_the_indexes(spec):
         data.trainer.strategy.barrier = lambda data=data: order.append(sorted(data.corpora))  # type: ignore[union-attr]
         data.setup("fit")
     assert order == [["train", "validation"], []]
+
+
+def test_the_thread_that_receives_from_workers_ends_with_its_iterator(spec):
+    batches = iter(toy(spec, num_workers=1).train_dataloader())
+    assert receivers() == 0
+    next(batches)
+    assert receivers() == 1
+    batches.close()
+    assert receivers() == 0
+    assert len(list(toy(spec, num_workers=1).val_dataloader())) == 3
+    assert receivers() == 0
+
+
+def receivers() -> int:
+    return sum(thread.name.startswith("receiver") for thread in threading.enumerate())
+
+
+def test_an_error_of_a_worker_reaches_the_reader(spec, monkeypatch):
+    data = toy(spec, num_workers=1)
+    monkeypatch.setattr(f"{__name__}.pad", lambda samples, rng: 1 / 0)
+    with pytest.raises(ZeroDivisionError, match="Caught ZeroDivisionError in DataLoader worker process 0"):
+        first(data, 1)
 
 
 def test_a_packed_batch_is_the_batch_in_one_tensor():
