@@ -93,8 +93,7 @@ class Targets:
         close = (own >= others).nonzero()[:, 0]  # frames with a second contender
         for (rows,) in _parts(close, width=max(self.exact.shape), chunk=chunk):
             labels[rows] = self._exactly(frames[rows], own[rows])
-        own[close], others[close] = torch.maximum(own[close], others[close]), torch.minimum(own[close], others[close])
-        return labels, own, others
+        return labels, own, others  # what bounds the nearest by score bounds the nearest by distance too
 
     def _scores(self, frames: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Half of |x - c|^2 - |x|^2 for all pairs (n, K), and the frames around the middle (n, D)."""
