@@ -1,6 +1,7 @@
 """One split of one or several data sets, with its sidecars joined: the samples that a DataModule reads."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from mmflow.data.decode import DECODERS, SAMPLE_RATE, BadSample, decode, kind_of, resampled_length
+from mmflow.data.documents import EXTENSION, parse, references
 from mmflow.data.index import ShardIndex, open_shards
 from mmflow.data.plan import Source
 from mmflow.data.spec import DataSpec
+
+NUMBER = re.compile(r"\d{1,3}")  # what the * of `*.jpg` stands for
 
 
 class Corpus:
@@ -96,7 +100,7 @@ class Corpus:
     def _check_shards(self) -> None:
         for field in self.stored:
             for spec, shard in zip(self.spec_of, self.shards, strict=True):
-                if len(shard) and not any(extension in shard.offsets for extension in spec.fields[field]):
+                if len(shard) and not _held(shard, spec.fields[field]):
                     raise ValueError(
                         f"{shard.path} has no {field}: the spec {spec.name!r} looks for {spec.fields[field]}, "
                         f"the shard holds {sorted(shard.offsets)}; correct `fields:` in {spec.path}"
@@ -132,12 +136,14 @@ class Corpus:
         found: dict[int, str] = {}
         for start, spec, shard in zip(self.starts[:-1].tolist(), self.spec_of, self.shards, strict=True):
             for field in self.stored:
-                chosen = _chosen(shard, spec.fields[field])
+                extensions = _held(shard, spec.fields[field])
+                chosen = _chosen(shard, extensions)
                 for row in np.flatnonzero(chosen < 0).tolist():
                     found.setdefault(start + row, f"no {field}: none of {spec.fields[field]}")
-                for place, extension in enumerate(spec.fields[field]):
+                for place, extension in enumerate(extensions):
                     problems = shard.problems.get(extension, {})
-                    for row in np.flatnonzero(chosen == place).tolist() if problems else ():
+                    read = shard.offsets[extension] >= 0 if _is_several(spec.fields[field]) else chosen == place
+                    for row in np.flatnonzero(read).tolist() if problems else ():
                         if shard.keys[row] in problems:
                             found.setdefault(start + row, problems[shard.keys[row]])
         return found
@@ -151,10 +157,13 @@ class Corpus:
             if field in self.joined:
                 sample[field] = decode(self.joined[field][shard].read(row, f"{field}.npy"), "npy")
                 continue
-            extension = index.extension(row, spec.fields[field])
-            if extension is None:
+            held = [e for e in _held(index, spec.fields[field]) if index.offsets[e][row] >= 0]
+            if not held:
                 raise BadSample(f"no {field}: none of {spec.fields[field]}")
-            sample[field] = decode(index.read(row, extension), extension)
+            if _is_several(spec.fields[field]):
+                sample[field] = [_read(index, row, extension) for extension in held]
+            else:
+                sample[field] = _read(index, row, held[0])
         return sample
 
     def by_shard(self, ids: np.ndarray) -> list[np.ndarray]:
@@ -172,6 +181,35 @@ class Corpus:
             raise ValueError(f"split {self.split!r} of {empty[0]!r} has no usable sample; run `data check` on its spec")
         chosen: Sequence[float | None] = weights or [None] * len(parts)
         return [Source(shards, weight) for shards, weight in zip(parts.values(), chosen, strict=True)]
+
+
+def _is_several(extensions: Sequence[str]) -> bool:
+    """Whether a field with these extensions is all the members of a sample that have one of them."""
+    return any(extension.startswith("*.") for extension in extensions)
+
+
+def _held(shard: ShardIndex, extensions: Sequence[str]) -> list[str]:
+    """Those of `extensions` that a shard has, `*.jpg` as 0.jpg, 1.jpg, ...; several in the order of their numbers."""
+    held = [extension for extension in extensions if extension in shard.offsets]
+    if not _is_several(extensions):
+        return held
+    kinds = [extension[2:] for extension in extensions if extension.startswith("*.")]
+    numbered = [extension.partition(".") for extension in shard.offsets]
+    found = [
+        (int(number), kinds.index(kind), f"{number}.{kind}")
+        for number, _, kind in numbered
+        if kind in kinds and NUMBER.fullmatch(number)
+    ]
+    return held + [extension for _, _, extension in sorted(found)]
+
+
+def _read(index: ShardIndex, row: int, extension: str) -> Any:
+    """One decoded member; of a document its parts."""
+    value = decode(index.read(row, extension), extension)
+    if extension != EXTENSION:
+        return value
+    named = [name for name in sorted(references(value)) if index.extension(row, [name])]
+    return parse(value, {name: decode(index.read(row, name), name) for name in named})
 
 
 def _chosen(shard: ShardIndex, extensions: Sequence[str]) -> np.ndarray:

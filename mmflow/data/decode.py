@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmflow.data.errors import BadSample
+from mmflow.data.pictures import Picture
 from mmflow.torchaudio_cpu import torchaudio
 
 SAMPLE_RATE = 16_000  # Hz, of every decoded waveform
@@ -22,10 +24,6 @@ MAX_AUDIO_SECONDS = 3600.0
 MAX_AUDIO_VALUES = 3600 * 48_000 * 2  # samples x channels: an hour of stereo at 48 kHz, 1.4 GB while it is decoded
 AUDIO_RATES = (1_000, 400_000)  # Hz, least and most
 MAX_PEAK = 1e6  # full scale is 1; what is far over it is no waveform, and its square would overflow
-
-
-class BadSample(ValueError):
-    """One sample cannot be used; the message says why. It costs the sample, never the run."""
 
 
 def resampling_ratio(rate: int) -> Fraction:
@@ -153,12 +151,29 @@ def array(data: bytes) -> np.ndarray:
     return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
+def raw_bytes(data: bytes) -> np.ndarray:
+    """The bytes themselves, uint8 (N,)."""
+    return np.frombuffer(bytearray(data), np.uint8)  # a bytearray, because tensors want memory that can be written
+
+
+def video(data: bytes) -> Any:
+    """A `mmflow.data.video.Video`, of which nothing is decoded yet."""
+    from mmflow.data.video import Video  # here, because FFmpeg's libraries are large and most runs see no video
+
+    return Video(data)
+
+
 AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "mp3", "opus", "aiff")
+PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "mpg", "avi", "mov", "ts", "ogv")
 DECODERS: dict[str, Callable[[bytes], Any]] = {
     **dict.fromkeys(AUDIO_EXTENSIONS, audio),
+    **dict.fromkeys(PICTURE_EXTENSIONS, Picture),
+    **dict.fromkeys(VIDEO_EXTENSIONS, video),
     "txt": text,
     "json": parsed_json,
     "npy": array,
+    "bin": raw_bytes,
 }
 
 

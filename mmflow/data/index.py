@@ -1,8 +1,8 @@
 """An offset index over a tar shard, which makes it a random-access array read with `pread`.
 
-Reading through the index costs 4 to 40 times less CPU than iterating over the tar, and a sample's length in seconds is
-known before anything is decoded. The index of `x.tar` is `x.tar.idx` beside it, or in the user's cache where the
-folder is read-only; it is rebuilt when the size or the modification time of the shard changed.
+Reading through the index costs 4 to 40 times less CPU than iterating over the tar, and seconds of audio and sizes of
+pictures are known before anything is decoded. The index of `x.tar` is `x.tar.idx` beside it, or in the user's cache
+where the folder is read-only; it is rebuilt when the size or the modification time of the shard changed.
 """
 
 import concurrent.futures
@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import re
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,17 +25,28 @@ import safetensors
 import safetensors.numpy
 
 from mmflow.atomic import atomic_file
-from mmflow.data.decode import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES, BadSample, audio_size, kind_of
-from mmflow.data.remote import cache_folder, fetch, is_remote
+from mmflow.data.decode import (
+    AUDIO_EXTENSIONS,
+    MAX_MEMBER_BYTES,
+    PICTURE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    BadSample,
+    audio_size,
+    kind_of,
+)
+from mmflow.data.pictures import picture_size
+from mmflow.data.remote import cache_folder, fetch, is_remote, shown
 from mmflow.data.writer import META_KEY
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 SERIAL_BYTES = 64 * 2**20  # less than this to index is done before worker processes would have started
 TRANSFERS = 8  # remote shards fetched at a time to be indexed
 OPEN_SHARDS = 128  # per process; well under the usual limit of 1024 open files
 MAX_EXTENSIONS = 64  # per shard; more of them are keys with dots, each of which would cost a table
+# one of several pictures, sounds or videos of a sample, such as 12.jpg
+NUMBERED = re.compile(rf"\d{{1,3}}\.({'|'.join((*AUDIO_EXTENSIONS, *PICTURE_EXTENSIONS, *VIDEO_EXTENSIONS))})")
 MAX_META_BYTES = 2**20
 HIDDEN = re.compile(r"__[^/]*__(/|$)")  # WebDataset readers skip what is in such a folder
 
@@ -50,7 +62,8 @@ class ShardIndex:
         offsets, sizes: extension -> int64 (N,), place and length of that member in bytes; -1 where a sample lacks it.
         frames, rates: audio extension -> int64 (N,), samples and Hz as the file says; 0 where there is no such member
             or none that can be read.
-        problems: audio extension -> key -> why it cannot be read, as far as its header tells.
+        widths, heights: picture extension -> int64 (N,), pixels of the upright picture; 0 likewise.
+        problems: audio or picture extension -> key -> why it cannot be read, as far as its header tells.
         meta: what the writer said about the whole shard (sidecars carry their fingerprint here).
         allow_pipe: whether `path` may be a `pipe:` command.
     """
@@ -62,6 +75,8 @@ class ShardIndex:
     sizes: dict[str, np.ndarray]
     frames: dict[str, np.ndarray] = field(default_factory=dict)
     rates: dict[str, np.ndarray] = field(default_factory=dict)
+    widths: dict[str, np.ndarray] = field(default_factory=dict)
+    heights: dict[str, np.ndarray] = field(default_factory=dict)
     problems: dict[str, dict[str, str]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     allow_pipe: bool = False
@@ -93,8 +108,8 @@ def _open(path: str, num_bytes: int, allow_pipe: bool) -> BinaryIO:
     found = os.fstat(file.fileno()).st_size
     if found != num_bytes:
         raise ValueError(
-            f"{path} has {found} bytes, but had {num_bytes} when it was indexed; start again if it was replaced, "
-            f"or remove {cache_folder()} if it is remote"
+            f"{shown(path)} has {found} bytes, but had {num_bytes} when it was indexed; start again if it was "
+            f"replaced, or remove {cache_folder()} if it is remote"
         )
     return file
 
@@ -137,7 +152,7 @@ def build(shard: str, allow_pipe: bool = False) -> ShardIndex:
             table[list(found)] = list(found.values())
             offsets[extension], sizes[extension] = table[:, 0].copy(), table[:, 1].copy()
         index = ShardIndex(shard, num_bytes, keys, offsets, sizes, meta=meta, allow_pipe=allow_pipe)
-        _measure_audio(index, file)
+        _measure(index, file)
     return index
 
 
@@ -167,17 +182,19 @@ def _scan(file: BinaryIO, num_bytes: int, shard: str) -> tuple[list[str], Places
                     places.setdefault(extension.lower(), {})[row] = (member.offset_data, member.size)
                 else:
                     passed_over.append(member.name)
-                if len(places) > MAX_EXTENSIONS:
+                if len(places) > MAX_EXTENSIONS and sum(not NUMBERED.fullmatch(e) for e in places) > MAX_EXTENSIONS:
                     raise ValueError(
-                        f"{shard} has more than {MAX_EXTENSIONS} different extensions, the last .{extension} of "
+                        f"{shown(shard)} has more than {MAX_EXTENSIONS} different extensions, the last .{extension} of "
                         f"{member.name!r}: a name is cut at its first dot, so keys must have none"
                     )
             _check_end(file, tar.offset)
         except tarfile.TarError as error:
-            log.warning("%s is damaged after %d samples (%s); the rest of it is not used", shard, len(rows), error)
+            log.warning(
+                "%s is damaged after %d samples (%s); the rest of it is not used", shown(shard), len(rows), error
+            )
     if passed_over:
         text = "%s: %d members are links, special files or without key and extension, and not used; first %r"
-        log.warning(text, shard, len(passed_over), passed_over[0])
+        log.warning(text, shown(shard), len(passed_over), passed_over[0])
     return list(rows), places, meta
 
 
@@ -197,12 +214,20 @@ def _check_end(file: BinaryIO, offset: int) -> None:
         raise tarfile.ReadError(f"no header at byte {offset}")
 
 
-def _measure_audio(index: ShardIndex, file: BinaryIO) -> None:
-    """Fill in frames, rates and problems from the audio headers."""
+# kind of member -> tables, and what reads their values from its header
+MEASURES: dict[str, tuple[tuple[str, str], Callable[[BinaryIO], tuple[int, int]]]] = {
+    **dict.fromkeys(AUDIO_EXTENSIONS, (("frames", "rates"), audio_size)),
+    **dict.fromkeys(PICTURE_EXTENSIONS, (("widths", "heights"), picture_size)),
+}
+
+
+def _measure(index: ShardIndex, file: BinaryIO) -> None:
+    """Fill in the tables of MEASURES and the problems from the headers of the members."""
     for extension in index.offsets:
-        if kind_of(extension) not in AUDIO_EXTENSIONS:
+        if kind_of(extension) not in MEASURES:
             continue
-        frames, rates = index.frames[extension], index.rates[extension] = np.zeros((2, len(index)), dtype=np.int64)
+        tables, measure = MEASURES[kind_of(extension)]
+        values = np.zeros((len(tables), len(index)), dtype=np.int64)
         problems = index.problems[extension] = {}
         for row, (offset, size) in enumerate(zip(index.offsets[extension], index.sizes[extension], strict=True)):
             if offset < 0:
@@ -210,12 +235,14 @@ def _measure_audio(index: ShardIndex, file: BinaryIO) -> None:
             try:
                 if size > MAX_MEMBER_BYTES:
                     raise BadSample(f"{size} bytes, more than {MAX_MEMBER_BYTES}")
-                frames[row], rates[row] = audio_size(io.BufferedReader(_Member(file, int(offset), int(size))))
+                values[:, row] = measure(io.BufferedReader(_Member(file, int(offset), int(size))))
             except BadSample as error:
                 problems[index.keys[row]] = str(error)
+        for table, column in zip(tables, values, strict=True):
+            getattr(index, table)[extension] = column
 
 
-TABLES = ("offsets", "sizes", "frames", "rates")
+TABLES = ("offsets", "sizes", "frames", "rates", "widths", "heights")
 
 
 def _save(index: ShardIndex, path: Path, stamp: dict[str, str]) -> None:
@@ -248,7 +275,7 @@ def _load(shard: str, path: Path, stamp: dict[str, str], allow_pipe: bool) -> Sh
 def _places(shard: str) -> tuple[dict[str, str], list[Path]]:
     """What an index must say to belong to this very shard, and where it may stand, best place first."""
     if is_remote(shard):
-        stamp, places, name = {"url": shard}, [], shard
+        stamp, places, name = {"url": hashlib.sha256(shard.encode()).hexdigest()}, [], shard  # it may hold a password
     else:
         path = Path(shard).resolve()
         status = path.stat()
@@ -271,13 +298,15 @@ def _make(shard: str, allow_pipe: bool) -> ShardIndex:
     try:
         index = build(shard, allow_pipe)
     except tarfile.TarError as error:
-        raise ValueError(f"{shard} is not a plain tar file ({error}); remove it or make the shards again") from error
+        raise ValueError(
+            f"{shown(shard)} is not a plain tar file ({error}); remove it or make the shards again"
+        ) from error
     for place in places:
         try:
             _save(index, place, stamp)
             break
         except OSError as error:
-            log.info("the index of %s cannot stand at %s: %s", shard, place, error)
+            log.info("the index of %s cannot stand at %s: %s", shown(shard), place, error)
     return index
 
 

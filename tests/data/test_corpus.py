@@ -1,9 +1,11 @@
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmflow.data.corpus import Corpus, sidecar_path
 from mmflow.data.decode import BadSample
@@ -224,3 +226,67 @@ def test_every_odd_audio_file_is_decoded_or_is_a_named_problem(tmp_path, real_da
     }
     assert decoded["mono_96k.wav"] == 8000
     assert decoded["u8_mono_8k.wav"] == 42_960
+
+
+def picture(width: int, kind: str = "JPEG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, 4)).save(file, kind)
+    return file.getvalue()
+
+
+def test_several_members_of_a_kind_are_a_list_in_the_order_of_their_numbers(tmp_path):
+    twelve = {f"{i}.jpg": picture(i + 1) for i in (10, 2, 11, 0)}
+    shard = [
+        twelve | {"1.png": picture(2, "PNG"), "x.jpg": b"", "jpg": b""},
+        {"0.png": picture(7, "PNG")},
+        {"txt": "A"},
+    ]
+    path = write_data_set(tmp_path, {"train": [shard]}, fields={"images": ["*.jpg", "*.png"], "image": ["*.png"]})
+    corpus = opened(path, fields=("images",))
+    assert [[image.width for image in corpus.read(number)["images"]] for number in range(2)] == [[1, 2, 3, 11, 12], [7]]
+    assert corpus.problems() == {2: "no images: none of ['*.jpg', '*.png']"}
+    with pytest.raises(BadSample, match=r"no images: none of \['\*.jpg', '\*.png'\]"):
+        corpus.read(2)
+    assert opened(path, fields=("image",)).problems().keys() == {2}
+
+
+def test_any_of_several_members_that_is_broken_is_a_problem(tmp_path):
+    shard = [{"0.jpg": picture(1), "1.jpg": b"no picture"}, {"0.jpg": picture(1)}]
+    corpus = opened(write_data_set(tmp_path, {"train": [shard]}, fields={"images": ["*.jpg"]}), fields=("images",))
+    assert corpus.problems().keys() == {0}
+    with pytest.raises(BadSample):
+        corpus.read(0)
+
+
+def test_shards_without_any_numbered_member_are_refused(tmp_path):
+    path = write_data_set(tmp_path, {"train": [[{"jpg": picture(1), "one.jpg": picture(1)}]]}, fields={"a": ["*.jpg"]})
+    with pytest.raises(
+        ValueError, match=r"has no a: the spec 'toy' looks for \['\*.jpg'\], the shard holds \['jpg', 'one"
+    ):
+        opened(path, fields=("a",))
+
+
+def test_a_document_comes_with_the_members_that_it_names(tmp_path):
+    parts = [{"text": "A"}, {"image": "1.jpg"}, {"audio": "0.flac"}, {"image": "1.jpg"}]
+    good = {"doc.json": parts, "1.jpg": picture(3), "0.flac": encoded(noise(0.1)), "2.jpg": b"not named"}
+    shard = [
+        good,
+        {"doc.json": [{"image": "1.jpg"}], "txt": "A"},
+        {"doc.json": [{"image": "1.pickle"}], "1.pickle": b""},
+    ]
+    path = write_data_set(tmp_path, {"train": [shard]}, fields={"document": ["doc.json"]})
+    corpus = opened(path, fields=("document",))
+    text, first, sound, second = corpus.read(0)["document"]
+    assert (text, first.width, sound.shape) == ("A", 3, (1600,))
+    assert second is first
+    with pytest.raises(BadSample, match=r"part 0 of the document: image '1\.jpg' is not in the sample, only"):
+        corpus.read(1)
+    with pytest.raises(BadSample, match=r"part 0 of the document: image '1\.pickle' must end in one of jpg"):
+        corpus.read(2)
+
+
+def test_documents_may_have_more_members_than_a_shard_may_have_extensions(tmp_path):
+    names = [f"{i}.jpg" for i in range(100)]
+    document = {"doc.json": [{"image": name} for name in names]} | dict.fromkeys(names, picture(1))
+    path = write_data_set(tmp_path, {"train": [[document]]}, fields={"document": ["doc.json"]})
+    assert len(opened(path, fields=("document",)).read(0)["document"]) == 100

@@ -2,6 +2,9 @@ import contextlib
 import io
 import json
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +12,11 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmflow.data import decode
 from mmflow.data.decode import BadSample, audio, audio_size, resample, resampled_length
+from mmflow.data.pictures import Picture
 from tests.shards import cut_flac, encoded, noise
 
 
@@ -208,3 +213,34 @@ def test_only_listed_extensions_are_decoded():
     assert decode.decode(json.dumps([1]).encode(), "info.json") == [1]
     for extension in ("pyd", "pickle", "pth", "m4a"):
         assert decode.kind_of(extension) not in decode.DECODERS
+
+
+@pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "webp", "0.jpg", "left.png"])
+def test_pictures_are_opened_whatever_their_extension_says(extension):
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(file, "PNG")
+    picture = decode.decode(file.getvalue(), extension)
+    assert isinstance(picture, Picture)
+    assert picture.tensor().tolist() == [[[value] * 3] * 2 for value in (1, 2, 3)]
+    with pytest.raises(BadSample, match="not a JPEG, PNG or WebP picture"):
+        decode.decode(b"junk", extension)
+
+
+@pytest.mark.parametrize("extension", ["mp4", "webm", "mkv", "mpg", "avi", "mov", "ts", "ogv", "1.mp4"])
+def test_videos_are_given_to_the_module_for_videos(monkeypatch, extension):
+    monkeypatch.setitem(sys.modules, "mmflow.data.video", SimpleNamespace(Video=lambda data: ("video", data)))
+    assert decode.decode(b"film", extension) == ("video", b"film")
+
+
+def test_video_libraries_are_not_loaded_before_a_video_is_decoded():
+    program = "import sys, mmflow.data.decode; print({'av', 'decord'} & set(sys.modules))"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert child.stdout == "set()\n"
+
+
+def test_bytes_come_back_as_they_are_in_memory_of_their_own():
+    values = decode.decode(bytes(range(256)), "bin")
+    assert values.dtype == np.uint8
+    assert values.tolist() == list(range(256))
+    torch.from_numpy(values)[0] = 1
+    assert decode.decode(b"", "bin").shape == (0,)

@@ -11,10 +11,12 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmflow.data import index as index_module
 from mmflow.data.decode import BadSample
 from mmflow.data.index import build, open_shard, open_shards
+from mmflow.data.pictures import Picture
 from tests.shards import cut_flac, encoded, noise
 
 Members = Iterable[tuple[str, bytes]]
@@ -99,6 +101,66 @@ def test_length_of_audio_is_in_the_index_for_each_of_its_members(tmp_path):
     assert index.problems == {"flac": {"b": "not readable audio: Format not recognised."}, "far.wav": {}}
 
 
+def picture(width: int, height: int, format: str = "PNG", orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, format, exif=exif)
+    return file.getvalue()
+
+
+def test_upright_sizes_of_pictures_are_in_the_index(tmp_path):
+    shard = write_tar(
+        tmp_path / "a.tar",
+        [
+            ("a.jpg", picture(30, 20, "JPEG")),
+            ("a.0.png", picture(5, 6)),
+            ("a.wav", encoded(noise(0.25), "wav")),
+            ("b.jpg", picture(30, 20, "JPEG", orientation=6)),
+            ("b.0.png", b""),
+            ("c.jpg", b"<html>404</html>"),
+            ("d.jpg", picture(7, 9)),
+            ("d.webp", picture(11, 12, "WEBP")),
+        ],
+    )
+    index = open_shard(shard)
+    assert index.widths["jpg"].tolist() == [30, 20, 0, 7]
+    assert index.heights["jpg"].tolist() == [20, 30, 0, 9]
+    assert index.widths["0.png"].tolist() == [5, 0, 0, 0]
+    assert index.heights["0.png"].tolist() == [6, 0, 0, 0]
+    assert (index.widths["webp"][3], index.heights["webp"][3]) == (11, 12)
+    assert set(index.frames) == set(index.rates) == {"wav"}
+    assert set(index.widths) == set(index.heights) == {"jpg", "0.png", "webp"}
+    assert index.problems == {
+        "jpg": {"c": "not a JPEG, PNG or WebP picture: it begins with b'<html>404</h'"},
+        "0.png": {"b": "not a JPEG, PNG or WebP picture: it begins with b''"},
+        "webp": {},
+        "wav": {},
+    }
+
+
+def test_no_picture_is_decoded_to_be_indexed(tmp_path, monkeypatch):
+    shard = write_tar(tmp_path / "a.tar", [("a.jpg", picture(30, 20, "JPEG")), ("a.png", picture(30, 20))])
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    assert open_shard(shard).problems == {"jpg": {}, "png": {}}
+
+
+def test_sizes_of_odd_pictures_are_those_of_reading_them(tmp_path, real_data):
+    paths = sorted((real_data / "odd" / "images").glob("*.[jpw]*"))
+    shard = write_tar(tmp_path / "a.tar", [(f"k{i}{path.suffix}", path.read_bytes()) for i, path in enumerate(paths)])
+    index = open_shard(shard)
+    for row, path in enumerate(paths):
+        extension = path.suffix[1:]
+        try:
+            opened = Picture(path.read_bytes())
+            expected, problem = (opened.width, opened.height), None
+        except BadSample as error:
+            expected, problem = (0, 0), str(error)
+        assert (index.widths[extension][row], index.heights[extension][row]) == expected, path.name
+        assert index.problems[extension].get(f"k{row}") == problem
+    assert len(paths) == 17
+
+
 def test_header_reading_agrees_with_reading_everything(tmp_path, real_data):
     paths = sorted((real_data / "odd" / "audio").iterdir())
     shard = write_tar(tmp_path / "a.tar", [(f"k{i}{path.suffix}", path.read_bytes()) for i, path in enumerate(paths)])
@@ -115,13 +177,15 @@ def test_header_reading_agrees_with_reading_everything(tmp_path, real_data):
 
 
 def test_an_index_stands_beside_its_shard_and_is_read_again(tmp_path, monkeypatch):
-    shard = write_tar(tmp_path / "a.tar", [("a.flac", encoded(noise(0.1))), ("b.flac", b"junk"), ("c.txt", b"C")])
+    shard = write_tar(
+        tmp_path / "a.tar", [("a.flac", encoded(noise(0.1))), ("b.flac", b"junk"), ("c.png", picture(3, 2))]
+    )
     first = open_shard(shard)
     assert (tmp_path / "a.tar.idx").exists()
     monkeypatch.setattr(index_module, "build", lambda *_: pytest.fail("built again"))
     again = open_shard(shard)
     assert (again.path, again.keys, again.problems, again.meta) == (first.path, first.keys, first.problems, first.meta)
-    for table in ("offsets", "sizes", "frames", "rates"):
+    for table in ("offsets", "sizes", "frames", "rates", "widths", "heights"):
         ours, theirs = getattr(again, table), getattr(first, table)
         assert {name: values.tolist() for name, values in ours.items()} == {n: v.tolist() for n, v in theirs.items()}
 

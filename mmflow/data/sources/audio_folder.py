@@ -1,20 +1,14 @@
 """Any folder of audio files."""
 
-import hashlib
-import re
-from collections import Counter
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from mmflow.data.sources.items import unique_keys
 from mmflow.data.sources.layout import LeftOut, files
 from mmflow.data.sources.recordings import AUDIO_ENDINGS, Recording, read_lines
-from mmflow.data.sources.splits import complete
-
-SPLIT_OF = {"train": "train", "dev": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-
-KEY_BYTES = 80  # a name in a plain tar has at most 100 bytes, ending included
+from mmflow.data.sources.splits import SPLIT_OF, complete
 
 
 class AudioFolder:
@@ -46,7 +40,7 @@ class AudioFolder:
 def _recordings(root: Path, paths: list[Path], found: set[Path], left_out: LeftOut) -> Iterator[Recording]:
     names = [path.relative_to(root).as_posix() for path in paths]
     branches = _branches([name.split("/")[:-1] for name in names])
-    for name, key, path, (split, speaker) in zip(names, _keys(names), paths, branches, strict=True):
+    for name, key, path, (split, speaker) in zip(names, unique_keys(names), paths, branches, strict=True):
         yield Recording(key, split, speaker, path, _text(path, found, left_out), {"path": name})
 
 
@@ -65,19 +59,6 @@ def _without_common(folders: list[list[str]]) -> list[list[str]]:
     """The folders without those that all of them start with."""
     common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False)))
     return [folder[common:] for folder in folders]
-
-
-def _keys(names: list[str]) -> list[str]:
-    """A readable unique key for each path; one that would be empty, equal to another or too long gets a hash."""
-    keys = [re.sub(r"[^\w-]", "_", name.rpartition(".")[0].replace("/", "-")).lstrip("_") for name in names]
-    times = Counter(keys)
-    unique = []
-    for name, key in zip(names, keys, strict=True):
-        if not key or times[key] > 1 or len(key.encode()) > KEY_BYTES:
-            end = key.encode()[-KEY_BYTES // 2 :].decode(errors="ignore")
-            key = f"{end}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:10]}".lstrip("-")
-        unique.append(key)
-    return unique
 
 
 def _text(path: Path, found: set[Path], left_out: LeftOut) -> str | None:

@@ -30,6 +30,11 @@ class Recording:
     text: str | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def group(self) -> str:
+        """What must not be in two splits that were one."""
+        return self.speaker
+
     def sample(self) -> dict[str, Any]:
         """The sample for a shard writer; reads the audio file."""
         audio = self.path.read_bytes()

@@ -2,48 +2,71 @@
 
 import hashlib
 import logging
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import replace
+from typing import TypeVar
 
+from mmflow.data.sources.items import Item
 from mmflow.data.sources.recordings import Recording
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-HELD_OUT = 0.1  # share of the utterances for each part that has to be cut out of another
-MIN_SPEAKERS = 3  # with fewer, a cut by speaker could not fill three parts
+SPLIT_OF = {  # what folders and files of a part are called
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+HELD_OUT = 0.1  # share of the samples for each part that has to be cut out of another
+MIN_GROUPS = 3  # with fewer, a cut by group could not fill three parts
 
 
-def complete(recordings: list[Recording], source: str) -> list[Recording]:
-    """The same recordings, sorted by split and key, with the missing splits cut out of what there is.
+Sample = TypeVar("Sample", Recording, Item)
+
+
+def complete(samples: list[Sample], source: str, one: str = "utterance", group: str = "speaker") -> list[Sample]:
+    """The same samples, sorted by split and key, with the missing splits cut out of what there is.
 
     The part that gives is train, or where that is missing too validation, or test; what remains of it is train. The
-    cut follows speakers, so that nobody is heard in two parts of it, unless there are fewer than three. It depends on
-    the names of the speakers only, and is said in one logged line.
+    cut follows the groups, so that no speaker, no photo is in two parts of it, unless there are fewer than three. It
+    depends on the names of the groups only, and is said in one logged line.
+
+    Args:
+        samples: what there is.
+        source: the data set, for the log.
+        one: what a sample is, for the log.
+        group: what a group is, for the log.
     """
-    present = [split for split in SPLITS if any(r.split == split for r in recordings)]
+    present = [split for split in SPLITS if any(s.split == split for s in samples)]
     missing = [split for split in SPLITS if split not in present]
     if missing:
         giver = present[0]
-        pool = [r for r in recordings if r.split == giver]
-        held_out = [split for split in SPLITS[1:] if split in missing or split == giver]
-        speakers = {r.speaker for r in pool}
-        by_speaker = len(speakers) >= MIN_SPEAKERS
-        place = cut([r.speaker if by_speaker else r.key for r in pool], held_out)
-        assigned = [replace(r, split=place[r.speaker if by_speaker else r.key]) for r in pool]
-        counts = Counter(r.split for r in assigned)
+        pool = [s for s in samples if s.split == giver]
+        held_out: list[str] = [split for split in SPLITS[1:] if split in missing or split == giver]
+        groups = {s.group for s in pool}
+        by_group = len(groups) >= MIN_GROUPS
+        place = cut([s.group if by_group else s.key for s in pool], held_out)
+        assigned = [replace(s, split=place[s.group if by_group else s.key]) for s in pool]
+        counts = Counter(s.split for s in assigned)
         log.warning(
-            "%s has no part for %s; its part for %s (%d utterances, %d speakers) is cut by %s: %s",
+            "%s has no part for %s; its part for %s (%d %ss, %d %ss) is cut by %s: %s",
             source,
             " and ".join(missing),
             giver,
             len(pool),
-            len(speakers),
-            "speaker" if by_speaker else "utterance, the same speakers in all parts",
+            one,
+            len(groups),
+            group,
+            group if by_group else f"{one}, the same {group}s in all parts",
             ", ".join(f"{split} {counts[split]}" for split in ("train", *held_out)),
         )
-        recordings = assigned + [r for r in recordings if r.split != giver]
-    return sorted(recordings, key=lambda r: (SPLITS.index(r.split), r.key))
+        samples = assigned + [s for s in samples if s.split != giver]
+    return sorted(samples, key=lambda s: (SPLITS.index(s.split), s.key))
 
 
 def cut(groups: list[str], held_out: list[str]) -> dict[str, str]:
@@ -55,12 +78,13 @@ def cut(groups: list[str], held_out: list[str]) -> dict[str, str]:
     """
     sizes = Counter(groups)
     mean = len(groups) / len(sizes)
-    waiting = sorted(sizes, key=lambda g: (sizes[g] > 2 * mean, hashlib.sha256(g.encode(errors="replace")).digest()))
+    by_hash = sorted(sizes, key=lambda g: (sizes[g] > 2 * mean, hashlib.sha256(g.encode(errors="replace")).digest()))
+    waiting = deque(by_hash)
     place: dict[str, str] = {}
     for position, split in enumerate(held_out):
         others = len(held_out) - position  # splits that still need one group each, train among them
         held = 0
         while len(waiting) > others and (held == 0 or held + sizes[waiting[0]] / 2 <= HELD_OUT * len(groups)):
             held += sizes[waiting[0]]
-            place[waiting.pop(0)] = split
+            place[waiting.popleft()] = split
     return place | dict.fromkeys(waiting, "train")
