@@ -100,7 +100,7 @@ class Corpus:
     def _check_shards(self) -> None:
         for field in self.stored:
             for spec, shard in zip(self.spec_of, self.shards, strict=True):
-                if len(shard) and not _held(shard, spec.fields[field]):
+                if len(shard) and not held(shard, spec.fields[field]):
                     raise ValueError(
                         f"{shard.path} has no {field}: the spec {spec.name!r} looks for {spec.fields[field]}, "
                         f"the shard holds {sorted(shard.offsets)}; correct `fields:` in {spec.path}"
@@ -136,7 +136,7 @@ class Corpus:
         found: dict[int, str] = {}
         for start, spec, shard in zip(self.starts[:-1].tolist(), self.spec_of, self.shards, strict=True):
             for field in self.stored:
-                extensions = _held(shard, spec.fields[field])
+                extensions = held(shard, spec.fields[field])
                 chosen = _chosen(shard, extensions)
                 for row in np.flatnonzero(chosen < 0).tolist():
                     found.setdefault(start + row, f"no {field}: none of {spec.fields[field]}")
@@ -157,13 +157,13 @@ class Corpus:
             if field in self.joined:
                 sample[field] = decode(self.joined[field][shard].read(row, f"{field}.npy"), "npy")
                 continue
-            held = [e for e in _held(index, spec.fields[field]) if index.offsets[e][row] >= 0]
-            if not held:
+            present = [e for e in held(index, spec.fields[field]) if index.offsets[e][row] >= 0]
+            if not present:
                 raise BadSample(f"no {field}: none of {spec.fields[field]}")
             if _is_several(spec.fields[field]):
-                sample[field] = [_read(index, row, extension) for extension in held]
+                sample[field] = [_read(index, row, extension) for extension in present]
             else:
-                sample[field] = _read(index, row, held[0])
+                sample[field] = _read(index, row, present[0])
         return sample
 
     def by_shard(self, ids: np.ndarray) -> list[np.ndarray]:
@@ -188,11 +188,11 @@ def _is_several(extensions: Sequence[str]) -> bool:
     return any(extension.startswith("*.") for extension in extensions)
 
 
-def _held(shard: ShardIndex, extensions: Sequence[str]) -> list[str]:
+def held(shard: ShardIndex, extensions: Sequence[str]) -> list[str]:
     """Those of `extensions` that a shard has, `*.jpg` as 0.jpg, 1.jpg, ...; several in the order of their numbers."""
-    held = [extension for extension in extensions if extension in shard.offsets]
+    named = [extension for extension in extensions if extension in shard.offsets]
     if not _is_several(extensions):
-        return held
+        return named
     kinds = [extension[2:] for extension in extensions if extension.startswith("*.")]
     numbered = [extension.partition(".") for extension in shard.offsets]
     found = [
@@ -200,7 +200,7 @@ def _held(shard: ShardIndex, extensions: Sequence[str]) -> list[str]:
         for number, _, kind in numbered
         if kind in kinds and NUMBER.fullmatch(number)
     ]
-    return held + [extension for _, _, extension in sorted(found)]
+    return named + [extension for _, _, extension in sorted(found)]
 
 
 def _read(index: ShardIndex, row: int, extension: str) -> Any:

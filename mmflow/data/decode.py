@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 import soundfile
@@ -175,6 +175,17 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "npy": array,
     "bin": raw_bytes,
 }
+
+
+@runtime_checkable
+class Lazy(Protocol):
+    """What is decoded when it is looked at: a picture, a video."""
+
+    data: bytes
+
+    def check(self) -> None:
+        """Decode all of it. Raises BadSample for what is damaged anywhere."""
+        ...
 
 
 def kind_of(extension: str) -> str:

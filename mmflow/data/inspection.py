@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mmflow.data.corpus import Corpus
-from mmflow.data.decode import BadSample
+from mmflow.data.corpus import Corpus, held
+from mmflow.data.decode import BadSample, Lazy
 from mmflow.data.index import open_shards
 from mmflow.data.spec import DataSpec
 
@@ -40,12 +40,12 @@ def check(spec: DataSpec) -> tuple[dict[str, dict[str, float]], list[tuple[str, 
     table: dict[str, dict[str, float]] = {}
     broken: list[tuple[str, str, str]] = []
     for split in present_splits(spec):
-        held = {e for shard in open_shards(spec.shards(split), spec.allow_pipe) for e in shard.offsets}
-        corpus = Corpus([spec], split, [field for field, kinds in spec.fields.items() if held & set(kinds)])
+        corpus = Corpus([spec], split, present_fields(spec, split))
         before = len(broken)
         for number in range(len(corpus)):
             try:
-                corpus.read(number)
+                for value in corpus.read(number).values():
+                    _decode_whole(value)
             except BadSample as error:
                 broken.append((*corpus.name(number), str(error)))
         keys = Counter(key for shard in corpus.shards for key in shard.keys)
@@ -67,10 +67,22 @@ def check(spec: DataSpec) -> tuple[dict[str, dict[str, float]], list[tuple[str, 
     return table, broken
 
 
+def present_fields(spec: DataSpec, split: str) -> list[str]:
+    """The fields that some shard of a split holds."""
+    shards = open_shards(spec.shards(split), spec.allow_pipe)
+    return [field for field, extensions in spec.fields.items() if any(held(shard, extensions) for shard in shards)]
+
+
+def _decode_whole(value: object) -> None:
+    """Decode what is otherwise decoded when it is looked at. Raises BadSample."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, Lazy):
+            part.check()
+
+
 def pick(spec: DataSpec, split: str, count: int, units: Path | None = None) -> Iterator[dict[str, Any]]:
     """`count` samples spread evenly over a split, decoded, with the units of a sidecar if given."""
-    held = {e for shard in open_shards(spec.shards(split), spec.allow_pipe) for e in shard.offsets}
-    fields = [field for field, kinds in spec.fields.items() if held & set(kinds)]
+    fields = present_fields(spec, split)
     corpus = Corpus([spec], split, fields + ["units"] * (units is not None), {"units": str(units)} if units else None)
     for number in np.unique(np.linspace(0, len(corpus) - 1, count).round().astype(int)):
         try:

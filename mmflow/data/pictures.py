@@ -107,6 +107,10 @@ class Picture:
             pixels = pixels.flip(1)
         return (pixels.transpose(1, 2) if swap else pixels).contiguous()
 
+    def check(self) -> None:
+        """Decode all of it. Raises BadSample for a file that is cut off or damaged."""
+        self.tensor()
+
 
 def _resize(image: Image.Image, width: int, height: int, box: Box) -> Tensor:
     """uint8 (3, height, width) from the part `box` of an L or RGB picture."""

@@ -1,4 +1,4 @@
-"""`data show`: a page to look at samples and listen to them, in one HTML file that needs no network.
+"""`data show`: a page to look at samples, play and listen to them, in one HTML file that needs no network.
 
 Legend: S samples at 16 kHz, F spectrogram columns (one per 10 ms), T units (one per 20 ms).
 """
@@ -20,7 +20,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mmflow.data.decode import SAMPLE_RATE
+from mmflow.data.decode import SAMPLE_RATE, Lazy
+from mmflow.data.pictures import Picture
 
 UNIT_S = 320 / SAMPLE_RATE  # one unit per 20 ms
 HOP = 160  # samples from one spectrogram column to the next
@@ -50,6 +51,7 @@ h2 { display: inline; margin: 0 10px 0 0; font: 600 15px/1.3 ui-monospace, "Deja
 .text { margin: 8px 0; font-size: 18px; overflow-wrap: anywhere; }
 .none { color: var(--soft); font-style: italic; font-size: 15px; }
 .warn { color: #c2410c; font-weight: 600; }
+.seen { display: block; max-width: min(100%, 640px); max-height: 480px; margin: 10px 0 4px; border-radius: 6px; }
 audio { display: block; width: min(100%, 520px); height: 36px; margin: 4px 0 10px; }
 .plot { display: grid; grid-template-columns: 56px minmax(0, 1fr); font-size: 11px; }
 .names { color: var(--soft); text-align: right; padding-right: 8px; }
@@ -96,11 +98,12 @@ for (const card of document.querySelectorAll("article")) {
 
 
 def show_page(samples: Iterable[Mapping[str, Any]], title: str, out: Path) -> Path:
-    """Write a page with picture, sound, text and labels of each sample, and return its path.
+    """Write a page with pictures, videos, sound, text and labels of each sample, and return its path.
 
     Args:
-        samples: each with "__key__", "__shard__", "audio" (S,) at 16 kHz, and where there are any "text", "info"
-            (whose "words" and "phones" are [start in s, end in s, name]) and "units" (T,).
+        samples: each with "__key__", "__shard__", and where there are any "audio" (S,) at 16 kHz, "text", "info"
+            (whose "words" and "phones" are [start in s, end in s, name], and whose "captions" are a list), "units"
+            (T,), and under any name pictures, videos, or a list of them.
         title: what the page is about.
         out: the HTML file.
 
@@ -135,35 +138,67 @@ style-src 'unsafe-inline'; script-src 'sha256-{digest}'">
 
 
 def _facts(samples: list[Mapping[str, Any]]) -> str:
-    seconds = sum(len(sample["audio"]) for sample in samples) / SAMPLE_RATE
+    seconds = sum(len(sample["audio"]) for sample in samples if "audio" in sample) / SAMPLE_RATE
     speakers = {str(sample["info"]["speaker"]) for sample in samples if "speaker" in (sample.get("info") or {})}
     silent = sum(not sample.get("text") for sample in samples)
-    facts = [f"{len(samples)} samples", f"{seconds:.1f} s", f"{len({s['__shard__'] for s in samples})} shards"]
+    facts = [f"{len(samples)} samples"] + ([f"{seconds:.1f} s"] if seconds else [])
+    facts.append(f"{len({s['__shard__'] for s in samples})} shards")
     facts += [f"{len(speakers)} speakers"] if speakers else []
     facts += [f"{silent} without text"] if silent else []
     return " · ".join(facts)
 
 
 def _card(sample: Mapping[str, Any]) -> str:
-    audio = sample["audio"].detach().float().cpu()  # (S,)
     info = sample.get("info") or {}
-    seconds = len(audio) / SAMPLE_RATE
     text = sample.get("text")
+    audio = sample["audio"].detach().float().cpu() if "audio" in sample else None  # (S,)
     meta = [f"speaker {info['speaker']}"] if "speaker" in info else []
-    meta += [f"{seconds:.2f} s", str(sample["__shard__"])]
+    meta += [f"{len(audio) / SAMPLE_RATE:.2f} s"] if audio is not None else []
+    meta.append(str(sample["__shard__"]))
+    captions = info.get("captions", [])[1:] if isinstance(info.get("captions"), list) else []  # `text` is the first
+    seen = "".join(_seen(part) for value in sample.values() for part in (value if isinstance(value, list) else [value]))
     phones = info.get("phone_sequence")
     sequence = f'<p class="sequence">phones: {html.escape(" ".join(map(str, phones)))}</p>' if phones else ""
     rest = {name: value for name, value in info.items() if name not in ("words", "phones", "phone_sequence")}
     return f"""<article>
 <h2>{html.escape(str(sample["__key__"]))}</h2>
-<span class="meta">{html.escape(" · ".join(meta))} · {_level(audio)}</span>
+<span class="meta">{html.escape(" · ".join(meta))}{"" if audio is None else f" · {_level(audio)}"}</span>
+{seen}
 <p class="text{"" if text else " none"}" dir="auto">{html.escape(text) if text else "no text"}</p>
-{_sound(audio) if len(audio) else '<p class="none">no audio samples</p>'}
-{_plot(audio, info, sample.get("units")) if len(audio) else ""}
+{"".join(f'<p class="text" dir="auto">{html.escape(str(caption))}</p>' for caption in captions)}
+{"" if audio is None else _heard(audio, info, sample.get("units"))}
 {sequence}
 <details><summary>info</summary><pre>{html.escape(json.dumps(rest, indent=2, ensure_ascii=False, default=str))}</pre>
 </details>
 </article>"""
+
+
+def _heard(audio: Tensor, info: Mapping[str, Any], units: Any) -> str:
+    """A player of a sound (S,) and its plot."""
+    if not len(audio):
+        return '<p class="none">no audio samples</p>'
+    return _sound(audio) + _plot(audio, info, units)
+
+
+def _seen(part: object) -> str:
+    """A picture or a video as it is in the shard; nothing for any other value."""
+    if isinstance(part, Picture):
+        size = f"{part.width} x {part.height}"
+        return f'<img class="seen" alt="{size}" title="{size}" src="{_data_url(_kind(part.data), part.data)}">'
+    if isinstance(part, Lazy):
+        kind = _kind(part.data)
+        if kind.startswith("video/"):
+            return f'<video class="seen" controls preload="metadata" src="{_data_url(kind, part.data)}"></video>'
+        return '<p class="none">a video in a format that browsers do not play</p>'
+    return ""
+
+
+def _kind(data: bytes) -> str:
+    """The media type that the first bytes of a picture or video tell."""
+    starts = {b"\xff\xd8": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"\x1aE\xdf\xa3": "video/webm"}
+    if data[4:8] == b"ftyp":
+        return "video/mp4"
+    return next((kind for start, kind in starts.items() if data.startswith(start)), "application/octet-stream")
 
 
 def _level(audio: Tensor) -> str:

@@ -43,6 +43,7 @@ MAX_VIDEO_SECONDS = 6 * 3600.0
 MAX_PIXELS = 8192 * 4320  # of one picture
 MAX_CLIP_VALUES = 2**31  # bytes of one decoded clip
 MAX_RATE = 1000.0  # pictures/s
+CHECKED_S = 10  # at a time, where all is decoded
 
 # Playlists (HLS, DASH, concat) are formats too for FFmpeg; they would open other files and addresses
 FORMATS = "mov,matroska,avi,mpeg,mpegts,ogg,flv"
@@ -72,7 +73,7 @@ class Video:
     def __init__(self, data: bytes) -> None:
         if not 0 < len(data) <= MAX_MEMBER_BYTES:
             raise BadSample(f"a video of {len(data)} bytes, which is not in 1..{MAX_MEMBER_BYTES}")
-        self._data = data
+        self.data = data
         self._open()
         stream = self._video
         self._tick = stream.time_base or Fraction(1, 1000)
@@ -97,7 +98,7 @@ class Video:
             raise BadSample(f"{self.rate} pictures/s, which is not in 0..{MAX_RATE:.0f}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Video, (self._data,)
+        return Video, (self.data,)
 
     def _close(self) -> None:
         # PyAV's streams and containers refer to each other; closed, they are freed without waiting for a collection
@@ -110,7 +111,7 @@ class Video:
         self._close()
         with _bad():
             self._container: Any = av.open(
-                io.BytesIO(self._data),
+                io.BytesIO(self.data),
                 metadata_errors="replace",
                 container_options={"format_whitelist": FORMATS, "protocol_whitelist": ""},
             )
@@ -186,6 +187,14 @@ class Video:
             raise BadSample(f"no intact picture between {start} and {start + seconds} s")
         return clip.permute(0, 3, 1, 2)  # (T, 3, H, W)
 
+    def check(self) -> None:
+        """Decode all pictures and all sound. Raises BadSample where something is damaged or cut off."""
+        for start in range(0, math.ceil(self.seconds), CHECKED_S):
+            seconds = min(CHECKED_S, self.seconds - start)
+            self.clip(start, seconds, self.rate, (16, 16))
+            if self.has_audio:
+                self.sound(start, seconds)
+
     def _packets(self, stream: Any, first: int | None, last: int) -> list[Packet]:
         """The packets of a stream from a key frame at or before `first` ticks (None: from a file just opened) until no
         later one is shown at or before `last`."""
@@ -219,7 +228,7 @@ class Video:
             return
         promised = (stream.start_time or 0) + (stream.duration or 0)
         frame = 1 / (self.rate * float(stream.time_base))  # ticks, what headers may differ by
-        if end + frame < min(promised, last) or _segment_is_cut(self._data):
+        if end + frame < min(promised, last) or _segment_is_cut(self.data):
             at = float((end - (stream.start_time or 0)) * stream.time_base)
             raise BadSample(f"cut off after {at:.2f} s of {self.seconds:.2f} s")
 

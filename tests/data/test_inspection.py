@@ -1,6 +1,8 @@
+import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmflow.data.inspection import check, pick, present_splits
 from mmflow.data.spec import DataSpec
@@ -63,3 +65,15 @@ def test_units_are_picked_with_their_samples(spec, tmp_path):
                 shard.write({"__key__": key, "units.npy": noise(0.001, number)})
     (first, *_) = pick(spec, "train", 2, tmp_path / "units")
     assert first["units"].tolist() == noise(0.001, 0).tolist()
+
+
+def test_pictures_that_are_cut_off_are_found_although_their_headers_are_good(tmp_path):
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(file, "JPEG")
+    whole, cut = file.getvalue(), file.getvalue()[: len(file.getvalue()) // 2]
+    shards = [[{"0.jpg": whole, "1.jpg": whole}, {"0.jpg": whole, "1.jpg": cut}]]
+    path = write_data_set(tmp_path, {"train": shards}, fields={"images": ["*.jpg"]})
+    _, broken = check(DataSpec.read(path))
+    assert [(key, reason.partition(":")[0]) for _, key, reason in broken] == [
+        ("train-0-1", "not a readable JPEG picture")
+    ]

@@ -3,13 +3,16 @@ import hashlib
 import io
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from matplotlib.image import imread
+from PIL import Image
 
+from mmflow.data.pictures import Picture
 from mmflow.data.show import show_page
 
 
@@ -84,6 +87,24 @@ def test_key_shard_length_speaker_and_level_are_said(tmp_path):
         '"room": "hall"',
         "no text",
     ):
+        assert words in text
+
+
+def test_pictures_and_videos_are_on_the_page_as_they_are_in_the_shard(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(file, "PNG")
+    film = SimpleNamespace(data=b"\0\0\0\x18ftypisom", check=lambda: None)
+    old = SimpleNamespace(data=b"\0\0\1\xba", check=lambda: None)
+    seen = {"__key__": "k", "__shard__": "s", "text": "a", "info": {"captions": ["a", "<b>"]}}
+    seen |= {"document": ["words", Picture(file.getvalue())], "video": film, "second": old}
+    page = shown([seen], tmp_path)
+    (picture,), (video,) = page.all("img"), page.all("video")
+    assert picture["src"] == "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    assert picture["alt"] == "3 x 2"
+    assert video["src"].startswith("data:video/mp4;base64,")
+    assert not page.all("audio")
+    text = " ".join(" ".join(page.text).split())
+    for words in ("1 samples · 1 shards", "<b>", "a video in a format that browsers do not play"):
         assert words in text
 
 
