@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,13 @@ class AVE:
         """Yield (split, sample) from the data set at `root`. Raises ValueError when no line has its video."""
         folder = find_folder(root, lambda place: real(place / ANNOTATIONS), WANTED, ORIGIN, inner=("AVE",))
         left_out = LeftOut("AVE")
-        items = list(_items(folder, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(f"{folder}: no line of {ANNOTATIONS} has its video; expected {WANTED} ({ORIGIN})")
-        for item in complete(items, "AVE", one="clip", group="video"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            _items(folder, left_out),
+            left_out,
+            f"{folder}: no line of {ANNOTATIONS} has its video; expected {WANTED} ({ORIGIN})",
+            one="clip",
+            group="video",
+        )
 
 
 def _items(folder: Path, left_out: LeftOut) -> Iterator[Item]:

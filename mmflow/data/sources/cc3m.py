@@ -12,7 +12,7 @@ from mmflow.data.sources.images import PICTURE_ENDINGS, as_member
 from mmflow.data.sources.items import Item, unique_keys
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import SPLIT_OF, complete
+from mmflow.data.sources.splits import SPLIT_OF, samples_of
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,13 @@ class CC3M:
         """Yield (split, sample) from the folder `root`. Raises ValueError when no line has its picture."""
         folder = find_folder(root, lambda place: bool(_tables(place)), WANTED, ORIGIN, inner=tuple(SPLIT_OF))
         left_out = LeftOut("CC3M")
-        items = [item for table in _tables(folder) for item in _items(folder, table, left_out)]
-        left_out.report()
-        if not items:
-            raise ValueError(f"{folder}: no line of a table has its picture; see how they are named in {__name__}.CC3M")
-        for item in complete(items, "CC3M", one="picture", group="URL"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            (item for table in _tables(folder) for item in _items(folder, table, left_out)),
+            left_out,
+            f"{folder}: no line of a table has its picture; see how they are named in {__name__}.CC3M",
+            one="picture",
+            group="URL",
+        )
 
 
 def _tables(place: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from mmflow.data.sources.images import PICTURE_ENDINGS, as_member
 from mmflow.data.sources.items import Item, unique_keys
 from mmflow.data.sources.layout import LeftOut, files, real
 from mmflow.data.sources.recordings import read_lines, read_pairs
-from mmflow.data.sources.splits import SPLIT_OF, complete
+from mmflow.data.sources.splits import SPLIT_OF, samples_of
 
 
 class ClassFolders:
@@ -37,12 +37,13 @@ class ClassFolders:
         left_out = LeftOut(root.name)
         names = read_pairs(path, left_out) if (path := _text(root, self.names, left_out)) else {}
         labels = _read_labels(path) if (path := _text(root, self.labels, left_out)) else {}
-        items = list(_items(root, names, labels, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(f"{root}: no picture has a class; expected train/CLASS/PICTURE or CLASS/PICTURE in it")
-        for item in complete(items, root.name, one="picture", group="picture"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            _items(root, names, labels, left_out),
+            left_out,
+            f"{root}: no picture has a class; expected train/CLASS/PICTURE or CLASS/PICTURE in it",
+            one="picture",
+            group="picture",
+        )
 
 
 def _text(root: Path, name: str | None, left_out: LeftOut) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Any
 from mmflow.data.sources.images import as_member, one_line, pictures_by_name
 from mmflow.data.sources.items import Item, unique_keys
 from mmflow.data.sources.layout import LeftOut, find_folder, real
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 SPLIT_OF = {"train": "train", "val": "validation"}
 INNER = ("annotations", "images", "train2017", "val2017", "train2014", "val2014")
@@ -93,12 +93,13 @@ def _samples(
             f"`init_args: {{year: {years[-1]}}}` under make in the spec"
         )
     left_out = LeftOut(f"COCO {kind}")
-    items = [item for part, path in parts.items() for item in _items(folder, part, path, describe, left_out)]
-    left_out.report()
-    if not items:
-        raise ValueError(f"{folder}: none of the photos with {kind} is there; expected {wanted} ({ORIGIN})")
-    for item in complete(items, f"COCO {kind}", one="photo", group="photo"):
-        yield item.split, item.sample()
+    yield from samples_of(
+        (item for part, path in parts.items() for item in _items(folder, part, path, describe, left_out)),
+        left_out,
+        f"{folder}: none of the photos with {kind} is there; expected {wanted} ({ORIGIN})",
+        one="photo",
+        group="photo",
+    )
 
 
 def _parts(place: Path, kind: str, year: int | None) -> dict[str, Path]:

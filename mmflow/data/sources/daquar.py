@@ -10,7 +10,7 @@ from mmflow.data.sources.images import as_member, pictures_by_name
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, find_folder, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 # the first that are there are read: those with all answers, those with 37 answers, those of a copy in one file
 QUESTIONS = (
@@ -45,12 +45,13 @@ class Daquar:
             root, lambda place: bool(_questions(place)), WANTED, ORIGIN, inner=("images", "nyu_depth_images")
         )
         left_out = LeftOut("DAQUAR")
-        items = list(_items(folder, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(f"{folder}: no question has its photo; expected {WANTED} ({ORIGIN})")
-        for item in complete(items, "DAQUAR", one="question", group="photo"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            _items(folder, left_out),
+            left_out,
+            f"{folder}: no question has its photo; expected {WANTED} ({ORIGIN})",
+            one="question",
+            group="photo",
+        )
 
 
 def _questions(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from mmflow.data.sources.images import PICTURE_ENDINGS, as_member
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files
 from mmflow.data.sources.recordings import AUDIO_ENDINGS, audio_extension, read_lines
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 MEDIA_ENDINGS = (*PICTURE_ENDINGS, *AUDIO_ENDINGS, *(f".{extension}" for extension in KINDS["video"]))
 WANTED = "files .jsonl (unpacked) and the pictures they name, in any folders beside or below them"
@@ -37,12 +37,13 @@ class Documents:
         if not root.is_dir():
             raise ValueError(f"{root} is not a folder; name one with {WANTED} ({ORIGIN})")
         left_out = LeftOut(root.name)
-        items = list(_items(root, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(f"{root} holds no document that can be used; expected {WANTED} ({ORIGIN})")
-        for item in complete(items, root.name, one="document", group="document"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            _items(root, left_out),
+            left_out,
+            f"{root} holds no document that can be used; expected {WANTED} ({ORIGIN})",
+            one="document",
+            group="document",
+        )
 
 
 def _items(root: Path, left_out: LeftOut) -> Iterator[Item]:

@@ -8,7 +8,7 @@ from typing import Any
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
 from mmflow.data.sources.recordings import AUDIO_ENDINGS, audio_extension, read_lines
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 FOLDS = range(1, 6)
 TABLE = "meta/esc50.csv"
@@ -45,12 +45,13 @@ class ESC50:
         """Yield (split, sample) from the data set at `root`. Raises ValueError when no line has its sound."""
         folder = find_folder(root, _is_layout, WANTED, ORIGIN, inner=("audio", "meta"))
         left_out = LeftOut("ESC-50")
-        items = list(self._items(folder, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(f"{folder}: no line of {TABLE} has its sound; expected {WANTED} ({ORIGIN})")
-        for item in complete(items, "ESC-50", one="clip", group="recording"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            self._items(folder, left_out),
+            left_out,
+            f"{folder}: no line of {TABLE} has its sound; expected {WANTED} ({ORIGIN})",
+            one="clip",
+            group="recording",
+        )
 
     def _items(self, folder: Path, left_out: LeftOut) -> Iterator[Item]:
         sounds = {path.name: path for path in files(folder / "audio", AUDIO_ENDINGS, left_out)}

@@ -9,7 +9,7 @@ from mmflow.data.sources.images import PICTURE_ENDINGS, as_member, one_line, pic
 from mmflow.data.sources.items import Item, unique_keys
 from mmflow.data.sources.layout import LeftOut, find_folder, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 TOKENS, TABLE = "Flickr8k.token.txt", "captions.txt"
 LISTS = {
@@ -34,12 +34,13 @@ class Flickr8k:
         """Yield (split, sample) from the data set at `root`. Raises ValueError when no photo has a caption."""
         folder = find_folder(root, _is_layout, WANTED, ORIGIN, inner=("Images", "Flicker8k_Dataset"))
         left_out = LeftOut("Flickr8k")
-        items = list(_items(folder, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(f"{folder}: no photo has a caption; expected {WANTED} ({ORIGIN})")
-        for item in complete(items, "Flickr8k", one="photo", group="photo"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            _items(folder, left_out),
+            left_out,
+            f"{folder}: no photo has a caption; expected {WANTED} ({ORIGIN})",
+            one="photo",
+            group="photo",
+        )
 
 
 def _is_layout(place: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
 from mmflow.data.sources.recordings import Recording, by_stem
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>[^_]+)_(?P<take>\d+)")
@@ -26,12 +26,11 @@ class FreeSpokenDigits:
         """Yield (split, sample) from the data set at `root`. Raises ValueError when there are no recordings."""
         folder = find_folder(root, lambda place: real(place / "recordings"), WANTED, ORIGIN, inner=("recordings",))
         left_out = LeftOut("free spoken digits")
-        recordings = list(_recordings(folder / "recordings", left_out))
-        left_out.report()
-        if not recordings:
-            raise ValueError(f"{folder}: no recording can be used; expected {WANTED} ({ORIGIN})")
-        for recording in complete(recordings, "free spoken digits"):
-            yield recording.split, recording.sample()
+        yield from samples_of(
+            _recordings(folder / "recordings", left_out),
+            left_out,
+            f"{folder}: no recording can be used; expected {WANTED} ({ORIGIN})",
+        )
 
 
 def _recordings(folder: Path, left_out: LeftOut) -> Iterator[Recording]:

@@ -11,7 +11,7 @@ from mmflow.data.sources.fsdd import WORDS
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 # what the letters of a file's name stand for, place by place: command, colour, preposition, letter, digit, adverb
 CODE = (
@@ -45,12 +45,9 @@ class Grid:
         if not root.is_dir():
             raise ValueError(f"{root} is not a folder; expected one with {WANTED} ({ORIGIN})")
         left_out = LeftOut("GRID")
-        items = list(_items(root, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(f"{root} holds no video that can be used; expected {WANTED} ({ORIGIN})")
-        for item in complete(items, "GRID"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            _items(root, left_out), left_out, f"{root} holds no video that can be used; expected {WANTED} ({ORIGIN})"
+        )
 
 
 def _items(root: Path, left_out: LeftOut) -> Iterator[Item]:

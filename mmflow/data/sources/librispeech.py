@@ -7,7 +7,7 @@ from typing import Any
 
 from mmflow.data.sources.layout import FOLDER_LINK, LeftOut, files, find_folder
 from mmflow.data.sources.recordings import AUDIO_ENDINGS, Recording, by_stem, read_pairs
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 SPLIT_OF = {"train": "train", "dev": "validation", "test": "test"}
 PART = re.compile(r"(train|dev|test)-.+")
@@ -28,12 +28,11 @@ class LibriSpeech:
         Raises ValueError when there is no such part, or no audio in any.
         """
         left_out = LeftOut("LibriSpeech")
-        recordings = [r for part in _parts(root, left_out) for r in _recordings(part, left_out)]
-        left_out.report()
-        if not recordings:
-            raise ValueError(f"{root}: no utterance can be used; expected {WANTED} ({ORIGIN})")
-        for recording in complete(recordings, "LibriSpeech"):
-            yield recording.split, recording.sample()
+        yield from samples_of(
+            (r for part in _parts(root, left_out) for r in _recordings(part, left_out)),
+            left_out,
+            f"{root}: no utterance can be used; expected {WANTED} ({ORIGIN})",
+        )
 
 
 def _parts(root: Path, left_out: LeftOut) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
 from mmflow.data.sources.recordings import AUDIO_ENDINGS, Recording, by_stem, read_lines
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 WANTED = "metadata.csv and a folder wavs with <id>.wav in it"
 ORIGIN = "https://keithito.com/LJ-Speech-Dataset"
@@ -22,12 +22,11 @@ class LJSpeech:
         """Yield (split, sample) from the data set at `root`. Raises ValueError when no line has its audio file."""
         folder = find_folder(root, _is_layout, WANTED, ORIGIN, inner=("wavs",))
         left_out = LeftOut("LJ Speech")
-        recordings = list(_recordings(folder, left_out))
-        left_out.report()
-        if not recordings:
-            raise ValueError(f"{folder}: no line of metadata.csv has its audio file; expected {WANTED} ({ORIGIN})")
-        for recording in complete(recordings, "LJ Speech"):
-            yield recording.split, recording.sample()
+        yield from samples_of(
+            _recordings(folder, left_out),
+            left_out,
+            f"{folder}: no line of metadata.csv has its audio file; expected {WANTED} ({ORIGIN})",
+        )
 
 
 def _is_layout(place: Path) -> bool:

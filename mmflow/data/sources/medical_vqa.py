@@ -9,7 +9,7 @@ from mmflow.data.sources.images import PICTURE_ENDINGS, as_member, pictures_by_n
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 from mmflow.data.sources.vqa import read_records
 
 RAD_QUESTIONS, FEW_SHOT = "VQA_RAD Dataset Public.json", "fewshot.jsonl"
@@ -37,12 +37,13 @@ class VQARad:
         """Yield (split, sample) from the data set at `root`. Raises ValueError when no question has its picture."""
         folder = find_folder(root, _is_rad, RAD_WANTED, RAD_ORIGIN, inner=("VQA_RAD Image Folder", "images"))
         left_out = LeftOut("VQA-RAD")
-        items = list(_rad(folder, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(f"{folder}: no question has its picture; expected {RAD_WANTED} ({RAD_ORIGIN})")
-        for item in complete(items, "VQA-RAD", one="question", group="picture"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            _rad(folder, left_out),
+            left_out,
+            f"{folder}: no question has its picture; expected {RAD_WANTED} ({RAD_ORIGIN})",
+            one="question",
+            group="picture",
+        )
 
 
 def _is_rad(place: Path) -> bool:
@@ -104,15 +105,14 @@ class Slake:
         """Yield (split, sample) from the data set at `root`. Raises ValueError when no question can be used."""
         folder = find_folder(root, _is_slake, SLAKE_WANTED, SLAKE_ORIGIN, inner=("imgs",))
         left_out = LeftOut("SLAKE")
-        items = list(self._items(folder, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(
-                f"{folder}: no question in language {self.language!r} has its picture; expected {SLAKE_WANTED} "
-                f"({SLAKE_ORIGIN})"
-            )
-        for item in complete(items, "SLAKE", one="question", group="picture"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            self._items(folder, left_out),
+            left_out,
+            f"{folder}: no question in language {self.language!r} has its picture; expected {SLAKE_WANTED} "
+            f"({SLAKE_ORIGIN})",
+            one="question",
+            group="picture",
+        )
 
     def _items(self, folder: Path, left_out: LeftOut) -> Iterator[Item]:
         imgs = folder / "imgs"

@@ -9,7 +9,7 @@ from typing import Any
 from mmflow.data.sources.ave import videos_by_name
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, find_folder, real
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 from mmflow.data.sources.vqa import read_records
 
 PARTS = {"avqa-train.json": "train", "avqa-val.json": "validation", "avqa-test.json": "test"}
@@ -31,12 +31,13 @@ class MusicAVQA:
         """Yield (split, sample) from the data set at `root`. Raises ValueError when no question has its video."""
         folder = find_folder(root, lambda place: bool(_parts(place)), WANTED, ORIGIN, inner=("json",))
         left_out = LeftOut("MUSIC-AVQA")
-        items = list(_items(folder, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(f"{folder}: no question has its video; expected {WANTED} ({ORIGIN})")
-        for item in complete(items, "MUSIC-AVQA", one="question", group="video"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            _items(folder, left_out),
+            left_out,
+            f"{folder}: no question has its video; expected {WANTED} ({ORIGIN})",
+            one="question",
+            group="video",
+        )
 
 
 def _parts(folder: Path) -> dict[Path, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
 from mmflow.data.sources.recordings import AUDIO_ENDINGS, Recording, read_pairs
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 PARTS = ("train", "test")
 TABLES = ("wav.scp", "text", "utt2spk")
@@ -28,12 +28,11 @@ class SpeechOcean762:
         """Yield (split, sample) from the data set at `root`. Raises ValueError when no utterance is whole."""
         folder = find_folder(root, _is_layout, WANTED, ORIGIN, inner=(*PARTS, "WAVE", "resource"))
         left_out = LeftOut("speechocean762")
-        recordings = list(_recordings(folder, left_out))
-        left_out.report()
-        if not recordings:
-            raise ValueError(f"{folder}: no utterance has audio, text and speaker; expected {WANTED} ({ORIGIN})")
-        for recording in complete(recordings, "speechocean762"):
-            yield recording.split, recording.sample()
+        yield from samples_of(
+            _recordings(folder, left_out),
+            left_out,
+            f"{folder}: no utterance has audio, text and speaker; expected {WANTED} ({ORIGIN})",
+        )
 
 
 def _is_layout(place: Path) -> bool:

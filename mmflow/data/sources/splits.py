@@ -3,10 +3,12 @@
 import hashlib
 import logging
 from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mmflow.data.sources.items import Item
+from mmflow.data.sources.layout import LeftOut
 from mmflow.data.sources.recordings import Recording
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,20 @@ def complete(samples: list[Sample], source: str, one: str = "utterance", group: 
         )
         samples = assigned + [s for s in samples if s.split != giver]
     return sorted(samples, key=lambda s: (SPLITS.index(s.split), s.key))
+
+
+def samples_of(
+    items: Iterable[Sample], left_out: LeftOut, nothing: str, one: str = "utterance", group: str = "speaker"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a converter yields: (split, sample) of each item, split as `complete` does; what was left out is logged.
+
+    Raises ValueError saying `nothing` when there is no item."""
+    found = list(items)
+    left_out.report()
+    if not found:
+        raise ValueError(nothing)
+    for item in complete(found, left_out.source, one, group):
+        yield item.split, item.sample()
 
 
 def cut(groups: list[str], held_out: list[str]) -> dict[str, str]:

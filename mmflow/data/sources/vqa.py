@@ -10,7 +10,7 @@ from typing import Any
 from mmflow.data.sources.images import as_member, pictures_by_name
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.splits import samples_of
 
 SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
 PART = re.compile(r"_(?P<part>(?P<split>train|val|test)\d{4})_(?P<what>questions|annotations)\.json$")
@@ -30,12 +30,13 @@ class VQA:
         """Yield (split, sample) from the data set at `root`. Raises ValueError when no question has its photo."""
         folder = find_folder(root, lambda place: bool(_parts(place, LeftOut("VQA"))), WANTED, ORIGIN, inner=())
         left_out = LeftOut("VQA")
-        items = list(_items(folder, left_out))
-        left_out.report()
-        if not items:
-            raise ValueError(f"{folder}: no question has its answers and its photo; expected {WANTED} ({ORIGIN})")
-        for item in complete(items, "VQA", one="question", group="photo"):
-            yield item.split, item.sample()
+        yield from samples_of(
+            _items(folder, left_out),
+            left_out,
+            f"{folder}: no question has its answers and its photo; expected {WANTED} ({ORIGIN})",
+            one="question",
+            group="photo",
+        )
 
 
 def _parts(folder: Path, left_out: LeftOut) -> dict[str, list[Path]]:
