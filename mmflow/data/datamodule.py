@@ -171,12 +171,19 @@ class TimedLoader(DataLoader):
 
     @override
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = super().__iter__()
+        batches: Any = super().__iter__()
         with ThreadPoolExecutor(1, "receiver") as receiver:
             coming: Future | None = None
             while True:
                 asked_at = time.perf_counter()
-                batch = coming.result() if coming else next(batches, None)
+                try:
+                    batch = coming.result() if coming else next(batches, None)
+                except Exception:
+                    # An error and the frames it passed through hold each other, and these the workers, who ignore the
+                    # signal that ends them with the process: it would wait for them for ever.
+                    if self.num_workers:
+                        batches._shutdown_workers()
+                    raise
                 self.waited_s += time.perf_counter() - asked_at
                 if batch is None:
                     return

@@ -1,5 +1,6 @@
 import itertools
 import logging
+import multiprocessing
 import signal
 import threading
 from collections import Counter
@@ -420,6 +421,7 @@ def test_an_error_of_a_worker_reaches_the_reader(spec, monkeypatch):
     monkeypatch.setattr(f"{__name__}.pad", lambda samples, rng: 1 / 0)
     with pytest.raises(ZeroDivisionError, match="Caught ZeroDivisionError in DataLoader worker process 0"):
         first(data, 1)
+    assert multiprocessing.active_children() == []  # the process could not end with a worker that ignores signals
 
 
 def test_a_packed_batch_is_the_batch_in_one_tensor():
