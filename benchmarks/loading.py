@@ -21,7 +21,7 @@ import webdataset
 from speech import write_speech
 from torch.utils.data import DataLoader, Dataset
 
-from mmflow.data.datamodule import TrainingOrder
+from mmflow.data.loader import TrainingOrder
 from mmflow.systems.hubert.data import SpeechUnits
 
 ROWS = 8  # utterances per batch

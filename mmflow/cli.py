@@ -7,6 +7,7 @@ finished pipeline answer at once.
 import argparse
 import contextlib
 import itertools
+import json
 import logging
 import re
 import sys
@@ -68,15 +69,20 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
     make = commands.add_parser("make", parents=[spec], help="write shards from the original layout of a data set")
     make.add_argument("--root", type=Path, help="folder of the original")
     make.add_argument("--out", type=Path, help="folder for the shards; by default the one in the spec")
-    check = commands.add_parser("check", parents=[spec], help="read every sample and list the broken ones")
-    check.add_argument("--root", type=Path, help="folder of the shards; by default the one in the spec")
-    show = commands.add_parser("show", parents=[spec], help="write a page to look at and listen to samples")
-    show.add_argument("--root", type=Path, help="folder of the shards; by default the one in the spec")
+    made = argparse.ArgumentParser(add_help=False, parents=[spec])
+    made.add_argument("--root", type=Path, help="folder of the shards; by default the one in the spec")
+    check = commands.add_parser("check", parents=[made], help="read every sample and list the broken ones")
+    stats = commands.add_parser("stats", parents=[made], help="count what is in the shards, with histograms")
+    stats.add_argument("--split", action="append", help="only this one; may be given several times")
+    stats.add_argument("--out", type=Path, help="write the numbers as JSON too")
+    for command in (make, check, stats):
+        command.add_argument("--workers", type=int, help="processes; by default one for each core")
+    show = commands.add_parser("show", parents=[made], help="write a page to look at samples and hear them")
     show.add_argument("--split", default="train")
     show.add_argument("--count", type=int, default=12, help="samples on the page, evenly over the split")
     show.add_argument("--units", type=Path, help="folder of a units sidecar to show too")
     show.add_argument("--out", type=Path, help="the page; by default runs/show/<spec>-<split>.html")
-    trace = commands.add_parser("trace", help="print shard and key of every sample in a training step")
+    trace = commands.add_parser("trace", help="print spec, shard and key of every sample of a training step")
     trace.add_argument("--config", required=True, type=Path, help="the pipeline")
     trace.add_argument("--workdir", type=Path, help="where its stages leave things; by default runs/<name>")
     trace.add_argument("--stage", help="the fit stage; not needed when there is one only")
@@ -282,7 +288,7 @@ def data_make(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG
     """Write shards."""
     from mmflow.data.make import make  # reads torch
 
-    counts = make(DataSpec.read(options.spec), options.root, options.out)
+    counts = make(DataSpec.read(options.spec), options.root, options.out, options.workers)
     print("  ".join(f"{split} {count}" for split, count in counts.items()))
     return 0
 
@@ -297,15 +303,27 @@ def data_check(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: AR
     """Read everything; exit code 1 when something is broken."""
     from mmflow.data.inspection import check  # reads torch
 
-    counts, broken = check(spec_of(options))
+    counts, faults = check(spec_of(options), options.workers)
     shown = Table("split", "shards", "samples", "hours", "mean s", "broken", title=str(options.spec))
     for split, row in counts.items():
         hours, mean_s = f"{row['hours']:.2f}", f"{row['mean_s']:.2f}"
         shown.add_row(split, str(row["shards"]), str(row["samples"]), hours, mean_s, str(row["broken"]))
     rich.print(shown)
-    for shard, key, reason in broken:
-        print(f"{shard}  {key}: {reason}")
-    return 1 if broken else 0
+    for shard, key, reason in faults:
+        print(f"{shard}  {key}: {reason}" if key else f"{shard}: {reason}")
+    return 1 if faults else 0
+
+
+def data_stats(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG001
+    """Count what is in the shards."""
+    from mmflow.data.statistics import statistics, tables  # reads torch
+
+    found = statistics(spec_of(options), options.split, options.workers)
+    rich.print(tables(found))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False), "utf-8", errors="replace")
+    return 0
 
 
 def data_show(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG001
@@ -322,7 +340,8 @@ def data_show(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG
 
 def data_trace(options: argparse.Namespace, rest: list[str]) -> int:
     """Print what a step of a fit stage reads."""
-    from mmflow.stage import build_data  # Lightning
+    from mmflow.data.datamodule import ShardData  # Lightning
+    from mmflow.stage import build_data
 
     pipeline = Pipeline(options.config, parse_overrides(rest), options.workdir)
     fits = [
@@ -334,11 +353,16 @@ def data_trace(options: argparse.Namespace, rest: list[str]) -> int:
     if name not in pipeline.stages:
         raise ValueError(f"--stage {name}: choose one of the training stages {fits}")
     module = build_data(pipeline.resolved(pipeline.stages[name]))
-    micro_batches = module.plan().micro_batches(options.step)
-    for micro in itertools.islice(micro_batches, module.lanes):
+    if not isinstance(module, ShardData):
+        raise ValueError(f"the data of stage {name!r} is a {type(module).__name__}, which has no plan to trace")
+    if options.step < 0:
+        raise ValueError(f"--step {options.step} must be 0 or more")
+    plan, corpus = module.plan(), module.corpus("train")
+    for micro in itertools.islice(plan.micro_batches(options.step), plan.lanes):
         for number in micro.ids:
-            shard, key = module.corpus("train").name(number)
-            print(f"epoch {micro.epoch}  lane {micro.lane}  {shard}  {key}")
+            shard, key = corpus.name(number)
+            spec = corpus.spec_of[corpus.place(number)[0]].name
+            print(f"epoch {micro.epoch}  lane {micro.lane}  {spec}  {shard}  {key}")
     return 0
 
 
@@ -347,5 +371,5 @@ def data(options: argparse.Namespace, rest: list[str]) -> int:
     return DATA_COMMANDS[options.data_command](options, rest)
 
 
-DATA_COMMANDS = {"make": data_make, "check": data_check, "show": data_show, "trace": data_trace}
+DATA_COMMANDS = {"make": data_make, "check": data_check, "stats": data_stats, "show": data_show, "trace": data_trace}
 COMMANDS = {**dict.fromkeys(RUNS, run_pipeline), "status": show_status, "data": data}

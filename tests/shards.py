@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import soundfile
 import yaml
@@ -22,6 +23,19 @@ def encoded(samples: np.ndarray, kind: str = "flac", rate: int = RATE, subtype: 
     """An audio file."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind.upper(), subtype=subtype)
+    return file.getvalue()
+
+
+def film(seconds: float, rate: int = 10) -> bytes:
+    """A silent mp4 of 16 x 16 pixels that grows brighter from picture to picture."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width = stream.height = 16
+        for number in range(round(seconds * rate)):
+            values = np.full((16, 16, 3), number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(values, format="rgb24")))
+        container.mux(stream.encode())
     return file.getvalue()
 
 

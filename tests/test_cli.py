@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +18,19 @@ from rich.console import Console
 from mmflow import cli
 from mmflow.atomic import locked
 from mmflow.cli import main, report, table
+from mmflow.data.datamodule import ShardData
 from mmflow.pipeline import Pipeline
+from tests.shards import write_data_set
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
 
 ROOT = Path(__file__).parents[1]
+
+
+class Texts(ShardData):
+    """Batches of texts."""
+
+    fields = ("text",)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +107,7 @@ def test_the_help_of_fit_names_our_options_and_the_trainers(capsys):
             ["fitt", "--config", "x"],
             "command 'fitt' is not known; did you mean 'fit'? Known: fit, validate, test, predict",
         ),
-        (["data", "chek"], "command 'chek' is not known; did you mean 'check'? Known: make, check, show, trace"),
+        (["data", "chek"], "command 'chek' is not known; did you mean 'check'? Known: make, check, stats, show, trace"),
         (["fit"], "the following arguments are required: --config"),
         ([], "the following arguments are required: COMMAND"),
         (["data", "check", "--spec", "x", "--rot", "y"], "unknown option --rot"),
@@ -229,10 +238,62 @@ def test_data_trace_prints_what_a_step_reads(finished, tiny_speech, tmp_path, ca
     tiny = ["--config", str(ROOT / "tests" / "tiny.yaml"), "--workdir", str(finished), "--data.spec", str(tiny_speech)]
     assert main(["data", "trace", *tiny, "--step", "7"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert {line.split("  ")[:2][1] for line in lines} == {"lane 0", "lane 1"}
-    assert all(line.startswith("epoch 1  lane ") and "train-00" in line for line in lines)
+    assert {line.split("  ")[1] for line in lines} == {"lane 0", "lane 1"}
+    assert all(re.fullmatch(r"epoch 1  lane \d  tiny_speech  .*train-00\d+\.tar  \S+", line) for line in lines)
     assert main(["data", "trace", *tiny, "--step", "7", "--stage", "round_2"]) == 2
     assert "--stage round_2: choose one of the training stages ['round_1']" in capsys.readouterr().err
+
+
+def test_data_trace_follows_any_data_of_shards_but_nothing_else(tmp_path, capsys):
+    spec = write_data_set(tmp_path, {"train": [[{"txt": word} for word in "abcdef"]]}, fields={"text": ["txt"]})
+    stage = {"run": "fit", "model": {"class_path": "lightning.pytorch.demos.boring_classes.BoringModel"}}
+    stage |= {"trainer": {"max_steps": 1}}
+    for name, kind, options in (
+        ("texts", "tests.test_cli.Texts", {"spec": str(spec), "batch_size": 2, "lanes": 1}),
+        ("other", "lightning.pytorch.demos.boring_classes.BoringDataModule", {}),
+    ):
+        data = {"data": {"class_path": kind, "init_args": options}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"stages": {name: stage | data}}))
+    traced = ["data", "trace", "--workdir", str(tmp_path / "w"), "--step"]
+    assert main([*traced, "4", "--config", str(tmp_path / "texts.yaml")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("epoch 1  lane 0  toy  ") for line in lines)
+    assert main([*traced, "-1", "--config", str(tmp_path / "texts.yaml")]) == 2
+    assert "--step -1 must be 0 or more" in capsys.readouterr().err
+    assert main([*traced, "0", "--config", str(tmp_path / "other.yaml")]) == 2
+    assert "the data of stage 'other' is a BoringDataModule, which has no plan" in capsys.readouterr().err
+
+
+def test_data_check_lists_what_is_wrong_and_says_so_with_its_exit_code(tmp_path, capsys):
+    samples = {"train": [[{"txt": "A"}, {"txt": b"\xff"}]], "test": [[{"txt": "A B"}]]}
+    spec = write_data_set(tmp_path, samples, fields={"text": ["txt"]})
+    assert main(["data", "check", "--spec", str(spec), "--workers", "0"]) == 1
+    printed = capsys.readouterr()
+    assert "checking" not in printed.err  # no bar where no terminal is
+    said = printed.out.splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said if "│" in line]
+    assert rows == [["train", "1", "2", "0.00", "0.00", "1"], ["test", "1", "1", "0.00", "0.00", "0"]]
+    assert said[-1].startswith(f"{tmp_path}/toy/train-000000.tar  train-0-1: text: text is not UTF-8")
+    (tmp_path / "toy" / "train-000000.tar").unlink()
+    assert main(["data", "check", "--spec", str(spec), "--workers", "0"]) == 0
+
+
+def test_data_stats_prints_tables_and_writes_the_numbers(tmp_path, capsys):
+    spec = write_data_set(tmp_path, {"train": [[{"txt": "A"}]], "test": [[{"txt": "A B"}]]}, fields={"text": ["txt"]})
+    out = tmp_path / "deep" / "stats.json"
+    assert main(["data", "stats", "--spec", str(spec), "--split", "test", "--workers", "0", "--out", str(out)]) == 0
+    assert "2 words (3 bytes) of text" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert list(found["splits"]) == ["test"]
+    assert found["splits"]["test"]["quantities"]["text: words"]["total"] == 2
+
+
+def test_data_show_writes_a_page(tmp_path, capsys):
+    spec = write_data_set(tmp_path, {"train": [[{"txt": "a word"}]]}, fields={"text": ["txt"]})
+    assert main(["data", "show", "--spec", str(spec), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out == f"open {tmp_path / 'page.html'} in a browser\n"
+    assert "a word" in (tmp_path / "page.html").read_text()
 
 
 # -- where it stands ---------------------------------------------------------------------------------------------------
@@ -252,7 +313,7 @@ def test_status_shows_state_step_result_time_and_size(config, finished, capsys):
     assert kmeans[4].startswith("train/inertia ")
     assert kmeans[5].endswith(" s")
     assert units[:5] == ["units", "predict", "done", "", ""]
-    assert units[6] == "0.2 MB"
+    assert units[6] == "0.1 MB"
     assert main(["status", "--config", str(config), "--workdir", str(finished)]) == 0
     assert "two in " in capsys.readouterr().out
 

@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from typing_extensions import override
 
-from mmflow.data.datamodule import as_it_is, ignore_signals
 from mmflow.data.decode import (
     AUDIO_EXTENSIONS,
     AUDIO_RATES,
@@ -29,10 +28,11 @@ from mmflow.data.decode import (
     resample,
     resampling_ratio,
 )
+from mmflow.data.loader import as_it_is, ignore_signals
 
 log = logging.getLogger(__name__)
 
-PIECE_S = 10.0  # decoded at once
+PIECE_S = 10.0  # decoded at once, of all channels together
 CONTEXT = 8  # periods of a resampling ratio to either side of a piece; its filter reaches over less than 8 at any ratio
 
 
@@ -54,7 +54,7 @@ def stream(path: Path) -> Iterator[Tensor]:
 
 def _decoded(file: soundfile.SoundFile) -> Iterator[Tensor]:
     """Mono pieces at the file's own rate."""
-    size, got = round(PIECE_S * file.samplerate), 0
+    size, got = round(PIECE_S * file.samplerate / file.channels), 0
     while len(samples := file.read(size, dtype="float32", always_2d=True)):  # (S, channels)
         got += len(samples)
         mono = torch.from_numpy(samples).mean(1)

@@ -1,195 +1,24 @@
 """The LightningDataModule under every system's: shards in, planned batches out."""
 
 import logging
-import math
-import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from mmflow.data.corpus import Corpus
-from mmflow.data.decode import BadSample
+from mmflow.data.loader import Collate, Loader, Prepare, Reader, TrainingOrder, too_many_broken
 from mmflow.data.make import ensure
 from mmflow.data.plan import BatchRule, Ids, Micro, Plan, once, once_by_shard
 from mmflow.data.spec import DataSpec
 
 log = logging.getLogger(__name__)
 
-Sample = dict[str, Any]
-Prepare = Callable[[Sample, np.random.Generator], Sample]
-Collate = Callable[[list[Sample], np.random.Generator], dict[str, Any]]
-
 SPLITS = ("train", "validation", "test")
-
-
-class Reader(Dataset):
-    """Turns one planned micro-batch into tensors. All that is random in it is seeded by the plan's numbers.
-
-    A sample that cannot be decoded is replaced by the next usable one and reported under `__broken__`. In a pass that
-    sees each sample once, its row stays under its own name and is marked in `valid` as not counting.
-
-    Args:
-        corpus: where samples are read.
-        usable: numbers of the samples that may be read, ascending.
-        prepare: sample, generator -> sample; raises BadSample for what cannot be used.
-        collate: samples, generator -> batch of tensors.
-        seed: of all draws.
-        training: replace broken samples for good instead of masking their rows.
-        most_tries: so many broken samples in a row are passed over.
-    """
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        usable: Ids,
-        prepare: Prepare,
-        collate: Collate,
-        seed: int,
-        training: bool,
-        most_tries: int,
-    ) -> None:
-        self.corpus, self.usable, self.seed, self.training = corpus, usable, seed, training
-        self.prepare, self.collate, self.most_tries = prepare, collate, most_tries
-
-    def __getitem__(self, micro: Micro) -> dict[str, Any]:
-        broken: list[tuple[str, str, str]] = []
-        samples, valid = [], []
-        for number in micro.ids:
-            sample, own = self._read(number, micro.epoch, broken)
-            samples.append(sample)
-            valid.append((own or self.training) and not micro.padding)
-        batch = self.collate(samples, np.random.default_rng([self.seed, 4, micro.step, micro.lane]))
-        batch["valid"] = torch.tensor(valid)
-        batch["__key__"] = [sample["__key__"] for sample in samples]
-        batch["__shard__"] = [sample["__shard__"] for sample in samples]
-        batch["__broken__"] = broken
-        return batch
-
-    def _read(self, number: int, epoch: int, broken: list[tuple[str, str, str]]) -> tuple[Sample, bool]:
-        for tried, candidate in enumerate(self._from(number)):
-            try:
-                draw = np.random.default_rng([self.seed, 3, epoch, candidate])
-                sample = self.prepare(self.corpus.read(candidate), draw)
-            except BadSample as error:
-                broken.append((*self.corpus.name(candidate), str(error)))
-                if tried == self.most_tries:
-                    raise too_many_broken(self.corpus, tried + 1, *broken[-1]) from error
-                continue
-            if candidate == number or self.training:
-                return sample, candidate == number
-            shard, key = self.corpus.name(number)
-            return sample | {"__shard__": shard, "__key__": key}, False
-        raise ValueError(f"no sample of split {self.corpus.split!r} can be read; the last: {' '.join(broken[-1])}")
-
-    def _from(self, number: int) -> Iterator[int]:
-        """`number` and then the usable samples behind it, round to it again."""
-        yield number
-        at = int(np.searchsorted(self.usable, number))
-        for i in range(at + 1, at + len(self.usable)):
-            yield int(self.usable[i % len(self.usable)])
-
-
-def too_many_broken(corpus: Corpus, count: int, shard: str, key: str, reason: str) -> ValueError:
-    """The error that stops a run."""
-    return ValueError(
-        f"{count} of {len(corpus)} samples of split {corpus.split!r} are broken, more than data.max_broken allows; "
-        f"for example {key} in {shard}: {reason}. "
-        f"Repair the data (`data check` lists every broken sample) or raise data.max_broken"
-    )
-
-
-class TrainingOrder:
-    """The endless micro-batches of one rank. Has no length, so no epoch arithmetic of Lightning's applies."""
-
-    def __init__(self, plan: Plan, step: int, rank: int, world: int) -> None:
-        self.plan, self.step, self.rank, self.world = plan, step, rank, world
-
-    def __iter__(self) -> Any:
-        return self.plan.micro_batches(self.step, self.rank, self.world)
-
-
-def as_it_is(batch: Any) -> Any:
-    """For DataLoader, which otherwise walks through every list of a batch in search of arrays."""
-    return batch
-
-
-def ignore_signals(_: int) -> None:
-    """Workers leave SIGTERM, SIGUSR1 and Ctrl-C to their parent, which saves first and then ends them."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class Packed(NamedTuple):
-    """A batch on its way from a worker, with its tensors in one: each costs a connection between the processes."""
-
-    buffer: Tensor  # (bytes,) uint8
-    places: dict[str, tuple[int, torch.dtype, tuple[int, ...]]]  # name -> first byte, and what begins there
-    others: dict[str, Any]
-
-
-ALIGNMENT = 64  # bytes
-
-
-def pack(batch: dict[str, Any]) -> Packed:
-    """The tensors of a batch, one after the other, and what is no tensor."""
-    tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
-    places, size = {}, 0
-    for name, tensor in tensors.items():
-        places[name] = (size, tensor.dtype, tuple(tensor.shape))
-        size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    buffer = torch.empty(size, dtype=torch.uint8)
-    for name, tensor in tensors.items():
-        buffer[places[name][0] :][: tensor.nbytes] = tensor.flatten().view(torch.uint8)
-    return Packed(buffer, places, {name: value for name, value in batch.items() if name not in tensors})
-
-
-def unpack(packed: Packed) -> dict[str, Any]:
-    """The batch again; its tensors are views of the buffer."""
-    batch = dict(packed.others)
-    for name, (start, dtype, shape) in packed.places.items():
-        batch[name] = packed.buffer[start:][: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-    return batch
-
-
-class TimedLoader(DataLoader):
-    """A DataLoader that knows how long it kept its reader waiting, and receives in a thread what workers send.
-
-    Attributes:
-        waited_s: seconds between asking for a batch and getting it, over all batches so far.
-    """
-
-    waited_s = 0.0
-
-    @override
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches: Any = super().__iter__()
-        with ThreadPoolExecutor(1, "receiver") as receiver:
-            coming: Future | None = None
-            while True:
-                asked_at = time.perf_counter()
-                try:
-                    batch = coming.result() if coming else next(batches, None)
-                except Exception:
-                    # An error and the frames it passed through hold each other, and these the workers, who ignore the
-                    # signal that ends them with the process: it would wait for them for ever.
-                    if self.num_workers:
-                        batches._shutdown_workers()
-                    raise
-                self.waited_s += time.perf_counter() - asked_at
-                if batch is None:
-                    return
-                if self.num_workers:  # without them the next batch is not made before it is wanted
-                    coming = receiver.submit(next, batches, None)
-                yield unpack(batch) if isinstance(batch, Packed) else batch
 
 
 class ShardData(LightningDataModule):
@@ -206,15 +35,18 @@ class ShardData(LightningDataModule):
         max_seconds: longer samples are left out and counted.
         lanes: micro-batches per step; the number of processes must divide it. Part of the recipe: changing it changes
             the batches.
-        num_workers: processes that decode, per rank; no influence on what is read.
+        num_workers: processes that decode, per rank; no influence on what is read. With 0 the run's own process
+            decodes, and a decoder that hangs or crashes takes it along.
         seed: of everything drawn.
         window: samples shuffled together.
         max_broken: share of the samples of a split that may be unreadable; with more the run stops.
         predict_splits: what `predict` goes through.
+        stuck_after_s: a worker that is longer on one sample is replaced, and the sample counts as broken.
     """
 
     fields: tuple[str, ...] = ()
     crops: ClassVar[bool] = False  # whether samples longer than max_seconds are cropped to it rather than left out
+    partial: ClassVar[bool] = False  # whether a field may be absent from a spec
 
     def __init__(
         self,
@@ -232,6 +64,7 @@ class ShardData(LightningDataModule):
         window: int = 8192,
         max_broken: float = 0.01,
         predict_splits: Sequence[str] = SPLITS,
+        stuck_after_s: float = 60.0,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have no shard left to predict
@@ -247,12 +80,15 @@ class ShardData(LightningDataModule):
             raise ValueError(f"min_seconds={min_seconds} is above max_seconds={max_seconds}; no sample is between")
         if not 0 <= max_broken <= 1:
             raise ValueError(f"max_broken={max_broken} is a share of the samples; it must be in 0..1")
+        if not stuck_after_s > 0:
+            raise ValueError(f"stuck_after_s={stuck_after_s} must be above 0; a good sample takes a while, too")
         self.rule = BatchRule(batch_size, batch_seconds, max_seconds)
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
         self.lanes, self.num_workers, self.seed, self.window = lanes, num_workers, seed, window
-        self.max_broken = max_broken
+        self.max_broken, self.stuck_after_s = max_broken, stuck_after_s
         self.predict_splits = tuple(predict_splits)
         self.broken: dict[str, dict[str, str]] = {}  # shard -> key -> reason, over the whole run
+        self.resumed_broken: dict[str, dict[str, str]] = {}  # what a resumed run had found broken before
         self.resumed_on: dict[str, Any] | None = None  # identity of the training corpus of a resumed run
         self.corpora: dict[str, Corpus] = {}
         self.usable: dict[str, Ids] = {}  # per opened split
@@ -281,7 +117,7 @@ class ShardData(LightningDataModule):
     def corpus(self, split: str) -> Corpus:
         """The samples of one split, opened and checked the first time."""
         if split not in self.corpora:
-            corpus = Corpus(self.specs, split, self.fields, self.sidecars)
+            corpus = Corpus(self.specs, split, self.fields, self.sidecars, self.partial)
             self.check(corpus)
             self.corpora[split] = corpus
             self.usable[split] = self.find_usable(corpus)
@@ -303,9 +139,15 @@ class ShardData(LightningDataModule):
             self._note_broken(*corpus.name(number), reason)
         if problems:
             self._check_broken(corpus)
-        if "audio" not in self.fields:
+        if self.rule.length is not None and not corpus.timed.all():
+            raise ValueError(
+                f"batch_seconds={self.rule.length:g} needs a field `audio` or `video` with one member per sample in "
+                f"every spec; give batch_size instead"
+            )
+        if not corpus.timed.any():
             return np.flatnonzero(good)
         fits = (corpus.seconds >= self.min_seconds) & (self.crops | (corpus.seconds <= self.max_seconds))
+        fits |= ~corpus.timed
         if count := int((good & ~fits).sum()):
             bounded = not self.crops and self.max_seconds < float("inf")
             bounds = f"under {self.min_seconds:g} s" + (f" or over {self.max_seconds:g} s" if bounded else "")
@@ -314,14 +156,12 @@ class ShardData(LightningDataModule):
 
     # -- loaders -----------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         assert self.trainer is not None
         plan, trainer = self.plan(), self.trainer
         order = TrainingOrder(plan, trainer.global_step, trainer.global_rank, trainer.world_size)
-        first = plan.epoch(0)
-        used, drawn = sum(len(batch) for lane in first for batch in lane), len(plan.order(0))
         text = "the first epoch is %d steps of %d micro-batches; %d of its %d samples are left over"
-        log.info(text, len(first[0]), plan.lanes, drawn - used, drawn)
+        log.info(text, plan.steps(0), plan.lanes, plan.left_over(0), plan.drawn)
         return self.loader("train", order, training=True)
 
     def plan(self) -> Plan:
@@ -329,47 +169,46 @@ class ShardData(LightningDataModule):
         corpus, usable = self.corpus("train"), self.usable["train"]
         return Plan(corpus.sources(usable, self.weights), corpus.seconds, self.rule, self.lanes, self.seed, self.window)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Loader:
         return self.once("validation", self.usable["validation"])
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> Loader:
         return self.once("test", self.usable["test"])
 
-    def once(self, split: str, ids: Ids) -> DataLoader:
+    def once(self, split: str, ids: Ids) -> Loader:
         """This rank's share of `ids`, each exactly once over all ranks; padding rows have `valid` False."""
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         return self.loader(split, once(ids, self.corpus(split).seconds, self.rule, rank, world), training=False)
 
-    def predict_dataloader(self) -> list[DataLoader]:
+    def predict_dataloader(self) -> list[Loader]:
         """One loader per split; whole shards of it, dealt round robin to the ranks, without the finished ones."""
         finished = self.finished()
         return [self._predict_loader(split, finished) for split in self.predict_splits]
 
-    def _predict_loader(self, split: str, finished: set[str]) -> DataLoader:
+    def _predict_loader(self, split: str, finished: set[str]) -> Loader:
         assert self.trainer is not None
         corpus = self.corpus(split)
         shards = [ids for ids in corpus.by_shard(self.usable[split]) if corpus.name(int(ids[0]))[0] not in finished]
         mine = shards[self.trainer.global_rank :: self.trainer.world_size]
         return self.loader(split, once_by_shard(mine, corpus.seconds, self.rule), training=False)
 
-    def loader(self, split: str, order: Any, training: bool) -> DataLoader:
-        """A DataLoader that makes the micro-batches of `order`."""
+    def loader(self, split: str, order: Iterable[Micro], training: bool) -> Loader:
+        """What makes the micro-batches of `order`."""
         corpus = self.corpus(split)
         prepare, collate = self.transforms(training)
         most_tries = max(100, int(self.max_broken * len(corpus)))  # a few let the main process say it better
-        return TimedLoader(
-            Reader(corpus, self.usable[split], prepare, collate, self.seed, training, most_tries),
-            sampler=order,
-            batch_size=None,
-            collate_fn=pack if self.num_workers else as_it_is,  # type: ignore[arg-type]  # of one item, no list
-            num_workers=self.num_workers,
-            prefetch_factor=4 if self.num_workers else None,
-            persistent_workers=training and self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=ignore_signals,
-            generator=torch.Generator().manual_seed(self.seed),  # else every new iterator draws from the global state
-        )
+        usable, known = self.usable[split], self._known_broken(corpus)
+        reader = Reader(corpus, usable, prepare, collate, self.seed, training, most_tries, known)
+        return Loader(reader, order, self.num_workers, self.stuck_after_s)
+
+    def _known_broken(self, corpus: Corpus) -> dict[int, str]:
+        """Number -> reason, for what a resumed run does not try again, because it may hang again."""
+        known: dict[int, str] = {}
+        for start, name, shard in zip(corpus.starts[:-1].tolist(), corpus.names, corpus.shards, strict=True):
+            if reasons := self.resumed_broken.get(name):
+                known |= {start + row: reasons[key] for row, key in enumerate(shard.keys) if key in reasons}
+        return known
 
     # -- broken samples ----------------------------------------------------------------------------------------------
 
@@ -413,7 +252,7 @@ class ShardData(LightningDataModule):
         """Go on with the counts of a run. Raises ValueError when training would go on with other data."""
         self._learn_broken(state_dict["broken"])
         if self.trainer is None or self.trainer.state.fn == "fit":
-            self.resumed_on = state_dict["data"]
+            self.resumed_broken, self.resumed_on = state_dict["broken"], state_dict["data"]
             self._check_resumed()
 
     def _check_resumed(self) -> None:

@@ -23,6 +23,7 @@ MAX_MEMBER_BYTES = 512 * 2**20
 MAX_AUDIO_SECONDS = 3600.0
 MAX_AUDIO_VALUES = 3600 * 48_000 * 2  # samples x channels: an hour of stereo at 48 kHz, 1.4 GB while it is decoded
 AUDIO_RATES = (1_000, 400_000)  # Hz, least and most
+MAX_JSON_DEPTH = 100  # lists and objects in each other; pickle, which carries a sample to its reader, ends at some 300
 MAX_PEAK = 1e6  # full scale is 1; what is far over it is no waveform, and its square would overflow
 
 
@@ -117,11 +118,23 @@ def text(data: bytes) -> str:
 
 
 def parsed_json(data: bytes) -> Any:
-    """A JSON value."""
+    """A JSON value, also with the NaN and Infinity that some programs write."""
     try:
-        return json.loads(data)
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadSample(f"not JSON: {error}") from error
+    if data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
+        raise BadSample(f"JSON with more than {MAX_JSON_DEPTH} lists and objects in each other")
+    return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether more than `depth` lists and dicts are in each other."""
+    level = [value]
+    for _ in range(depth):
+        held = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (list, dict))]
+        level = [part for parts in held for part in parts]
+    return any(isinstance(part, (list, dict)) for part in level)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -145,10 +158,13 @@ def array(data: bytes) -> np.ndarray:
     size = 8 + count + int.from_bytes(data[8 : 8 + count], "little")
     shape, fortran_order, dtype = _array_header(data[:size])
     values = data[size:]
-    if dtype.itemsize * math.prod(shape) != len(values):
-        raise BadSample(f"not a plain npy array: {len(values)} bytes for shape {shape} of {dtype}")
-    flat = np.frombuffer(bytearray(values), dtype)  # a bytearray, because tensors want memory that can be written
-    return flat.reshape(shape, order="F" if fortran_order else "C")
+    try:
+        if dtype.itemsize * math.prod(shape) != len(values):
+            raise ValueError(f"{len(values)} bytes for shape {shape} of {dtype}")
+        flat = np.frombuffer(bytearray(values), dtype)  # a bytearray, because tensors want memory that can be written
+        return flat.reshape(shape, order="F" if fortran_order else "C")
+    except (ValueError, TypeError) as error:  # from NumPy for what is no shape, and for values without bytes
+        raise BadSample(f"not a plain npy array: {error}") from error
 
 
 def raw_bytes(data: bytes) -> np.ndarray:

@@ -5,6 +5,7 @@ Boxes are (left, top, right, bottom) in pixels of the upright picture, as in Pil
 
 import io
 import math
+import re
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,6 +22,8 @@ from mmflow.data.errors import BadSample
 Box = tuple[float, float, float, float]
 
 MAX_PIXELS = 100_000_000  # 0.4 GB while it is decoded
+MAX_SCANS = 200  # of one JPEG, which costs a pass over all its pixels for each; programs write up to some 20
+SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")  # the header of a scan of 1 to 4 colours
 # Scaled decoding and box averaging leave at least this many times the wanted pixels along each side to the bicubic
 # filter. Pillow's `thumbnail` takes the same, and its documentation calls that very close to the filter alone.
 REDUCING_GAP = 2.0
@@ -95,6 +98,8 @@ class Picture:
         if mirror_y:
             top, bottom = image.height - bottom, image.height - top
         shrink = _draft(image, (right - left) / width, (bottom - top) / height)
+        if self.data.count(b"\xff\xda") > MAX_SCANS and len(SCAN.findall(self.data)) > MAX_SCANS:
+            raise BadSample(f"more than {MAX_SCANS} scans, each of which is a pass over all its pixels")
         try:
             image.load()
         except Exception as error:  # damaged files make Pillow raise many kinds

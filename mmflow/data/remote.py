@@ -34,7 +34,7 @@ from time import sleep
 from typing import Any, BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
-from urllib.request import BaseHandler, Request, build_opener
+from urllib.request import BaseHandler, HTTPRedirectHandler, Request, build_opener
 
 from mmflow.atomic import PART, locked, sync_folder, write_json
 
@@ -233,14 +233,25 @@ def _receive(url: str, scheme: str, file: BinaryIO, notes: Path) -> None:
         at = 0
     if at == 0 or at != source.size:  # else it was killed just before the end
         start, source, chunks = (_open_store if scheme in STORES else _open_http)(url, at, source)
+        folder = notes.parents[1]
+        most = _bound(folder, sum(status.st_size for status in _copies(folder).values()))
+        _check_room(source.size or 0, most)
         if start == 0:
             file.truncate(0)
             write_json(notes, asdict(source))
-            _make_room(notes.parents[1], source.size or 0)
+            _make_room(folder, source.size or 0)
         for chunk in chunks:
             file.write(chunk)
             file.flush()  # what has come survives a killed process
+            _check_room(file.tell(), most)  # a server need not say how long the file is, or may have lied
     _check(file, source)
+
+
+def _check_room(num_bytes: int, most: int) -> None:
+    """Raise _Failure if a copy of so many bytes is more than the whole cache may take."""
+    if num_bytes > most:
+        reason = f"it has {num_bytes} bytes or more, and the whole cache may have {most}"
+        raise _Failure(reason, "raise $MMFLOW_CACHE_BYTES, or make the shards smaller", errno.EFBIG, False, True)
 
 
 def _noted(notes: Path) -> _Source:
@@ -284,7 +295,7 @@ def _open_http(url: str, at: int, known: _Source) -> Answer:
         headers |= {"Range": f"bytes={at}-", "If-Range": str(known.version)}
     try:
         request = Request(plain, headers=headers)
-        response = build_opener(_Login(request, login)).open(request, timeout=TIMEOUT_S)
+        response = build_opener(_Login(request, login), _Redirects).open(request, timeout=TIMEOUT_S)
     except HTTPError as error:
         with error:
             raise _refusal(error) from error
@@ -297,13 +308,22 @@ def _open_http(url: str, at: int, known: _Source) -> Answer:
         raise _Failure(f"HTTP {response.status} with Content-Encoding {encoding}", fix, again=False)
     if response.status == 200:
         return 0, _Source(response.length, version, _digests(said)), _http_chunks(response)
-    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", said.get("Content-Range", ""))
+    span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", said.get("Content-Range", ""))
     size = int(span[2]) if span and span[2] != "*" else known.size
     same = version in (None, known.version) and known.size in (None, size)  # a date may be left out
     if span is None or int(span[1]) != at or not same:
         response.close()
         raise _Failure("the file at the server changed during the transfer", restart=True)
     return at, replace(known, size=size), _http_chunks(response)
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows a server to other web servers only; urllib would go to ftp:// as well."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise HTTPError(newurl, code, f"{msg}, a redirection to {newurl}, which is not followed", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Login(BaseHandler):
@@ -434,10 +454,7 @@ def _store_errors() -> Iterator[None]:
 def _make_room(folder: Path, num_bytes: int) -> None:
     """Delete the copies, and the beginnings of copies, used longest ago until `num_bytes` more fit the bound."""
     with locked(folder / "eviction.lock"):
-        found = {}
-        for path in folder.glob("*/shard.tar*"):
-            with contextlib.suppress(FileNotFoundError):  # it was just published
-                found[path] = path.stat()
+        found = _copies(folder)
         total = sum(status.st_size for status in found.values())
         bound = _bound(folder, total)
         for path in sorted(found, key=lambda path: found[path].st_mtime_ns):
@@ -448,6 +465,15 @@ def _make_room(folder: Path, num_bytes: int) -> None:
     if total + num_bytes > bound:
         text = "the shards in use take %d bytes, more than the %d that the cache may have; raise $MMFLOW_CACHE_BYTES"
         log.warning(text, total + num_bytes, bound)
+
+
+def _copies(folder: Path) -> dict[Path, os.stat_result]:
+    """The copies and the beginnings of copies."""
+    found = {}
+    for path in folder.glob("*/shard.tar*"):
+        with contextlib.suppress(FileNotFoundError):  # it was just published
+            found[path] = path.stat()
+    return found
 
 
 def _bound(folder: Path, cached: int) -> int:

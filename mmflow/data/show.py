@@ -1,118 +1,195 @@
-"""`data show`: a page to look at samples, play and listen to them, in one HTML file that needs no network.
-
-Legend: S samples at 16 kHz, F spectrogram columns (one per 10 ms), T units (one per 20 ms).
-"""
+"""`data show`: a page to look at samples, play and listen to them, in one HTML file that needs no network."""
 
 import base64
 import hashlib
 import html
-import io
 import json
 import math
-from collections.abc import Iterable, Mapping
-from itertools import groupby
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from mmflow.data import media
 from mmflow.data.decode import SAMPLE_RATE, Lazy
 from mmflow.data.pictures import Picture
 
-UNIT_S = 320 / SAMPLE_RATE  # one unit per 20 ms
-HOP = 160  # samples from one spectrogram column to the next
-WINDOW = 400  # samples
-RANGE_DB = 80.0  # below the loudest point everything is black
+PAGE_BYTES = 20_000_000  # of all media together before they are written as text, which takes 4/3 of it
+LONG_TEXT = 3000  # characters; of longer texts the beginning is shown
 
-WAVE_PX, SPECTRUM_PX = 64, 176  # heights
-MAX_COLUMNS = 8000  # of the picture; longer recordings get coarser columns
-PX_PER_S = 200  # width of a second on the page: a phone of 50 ms has room for its name
-WIDTH_PX = (480, 24_000)  # of the time line, least and most
+CLASSES = ("class", "classes", "labels", "category")  # what stands out, or else "label"
+QUESTIONS = ("question", "answer", "answers", "options", "choices")
+DIALOGUES = ("dialogue", "dialog", "conversation", "conversations", "messages", "turns")
+TIMES = ("words", "phones", "events")
+SPEAKERS, SAYINGS = ("speaker", "role", "from", "name"), ("text", "content", "value", "utterance")
+ELSEWHERE = (
+    *CLASSES,
+    *QUESTIONS,
+    *DIALOGUES,
+    *TIMES,
+    "captions",
+    "objects",
+    "row",
+    "speaker",
+    "phone_sequence",
+    "width",
+    "height",
+)
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf7; --card: #fff; --ink: #1d1d22; --soft: #6d6d78; --line: #dedce4;
-  --strip: #f1eff6; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16151b; --card: #1f1e26; --ink: #ece9f2; --soft: #9d99aa;
-  --line: #34323e; --strip: #292731; } }
+:root { color-scheme: light dark; --paper: #f6f5f1; --card: #fff; --ink: #1d1d22; --soft: #676772; --line: #dedce4;
+  --strip: #efedf4; --accent: #6d3fc4; --good: #17703c; --good-paper: #e2f4e8; --shade: 92%; --write: 28%; }
+@media (prefers-color-scheme: dark) { :root { --paper: #131218; --card: #1d1c24; --ink: #ece9f2; --soft: #a09cae;
+  --line: #34323e; --strip: #2a2833; --accent: #b99bf7; --good: #8fe0ad; --good-paper: #173524; --shade: 24%;
+  --write: 82%; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1500px; padding: 28px 20px 60px; background: var(--paper); color: var(--ink);
-  font: 15px/1.45 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+body { margin: 0 auto; max-width: 1400px; padding: 28px 20px 60px; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { margin: 0; font-size: 26px; letter-spacing: -0.01em; }
 .facts { margin: 4px 0 24px; color: var(--soft); }
 article { margin: 0 0 18px; padding: 16px 18px; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; }
 h2 { display: inline; margin: 0 10px 0 0; font: 600 15px/1.3 ui-monospace, "DejaVu Sans Mono", monospace;
   overflow-wrap: anywhere; }
-.meta { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
-.text { margin: 8px 0; font-size: 18px; overflow-wrap: anywhere; }
+.meta, .size, figcaption, details { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
+.size { margin: 4px 0; }
+.body { display: flex; flex-wrap: wrap; gap: 4px 28px; margin-top: 12px; align-items: flex-start; }
+.pictures { display: flex; flex-wrap: wrap; gap: 10px; flex: 0 1 auto; max-width: 100%; }
+.said { flex: 1 1 340px; min-width: 0; }
+.said > :first-child { margin-top: 0; }
+.text { margin: 8px 0; font-size: 17px; overflow-wrap: anywhere; white-space: pre-line; max-width: 80ch; }
+.captions { margin: 8px 0; padding-left: 20px; color: var(--soft); max-width: 80ch; }
 .none { color: var(--soft); font-style: italic; font-size: 15px; }
 .warn { color: #c2410c; font-weight: 600; }
-.seen { display: block; max-width: min(100%, 640px); max-height: 480px; margin: 10px 0 4px; border-radius: 6px; }
-audio { display: block; width: min(100%, 520px); height: 36px; margin: 4px 0 10px; }
-.plot { display: grid; grid-template-columns: 56px minmax(0, 1fr); font-size: 11px; }
+@media (prefers-color-scheme: dark) { .warn { color: #fb923c; } }
+.shot { margin: 0; max-width: 100%; }
+.frame { position: relative; width: fit-content; max-width: 100%; border-radius: 6px; overflow: hidden;
+  background: var(--strip); }
+.frame > img:first-child { display: block; max-width: min(100%, 640px); max-height: 480px; }
+.over { position: absolute; inset: 0; width: 100%; height: 100%; }
+.shot:has(input:not(:checked)) .over { display: none; }
+.over g { fill: hsl(var(--hue) 90% 55% / .32); stroke: hsl(var(--hue) 95% 60%); }
+.over polygon, .over rect { stroke-width: 1.6px; vector-effect: non-scaling-stroke; stroke-linejoin: round; }
+.over rect { fill: none; stroke-dasharray: 4 3; opacity: .75; }
+figcaption { max-width: 640px; margin-top: 3px; }
+figcaption label { margin: 0 6px; white-space: nowrap; cursor: pointer; }
+figcaption input { margin: 0; vertical-align: -2px; accent-color: var(--accent); }
+.chip { display: inline-block; margin: 2px 4px 2px 0; padding: 1px 9px; border-radius: 11px; font-size: 13px;
+  background: hsl(var(--hue) 60% var(--shade)); color: hsl(var(--hue) 60% var(--write)); overflow-wrap: anywhere; }
+.chip i { display: inline-block; width: 8px; height: 8px; margin-right: 5px; border-radius: 50%;
+  background: hsl(var(--hue) 90% 55%); }
+.fact { display: inline-block; margin: 2px 12px 2px 0; font-size: 13px; overflow-wrap: anywhere; }
+.fact b, th { font-weight: 400; color: var(--soft); }
+.question { margin: 8px 0 4px; font-size: 17px; font-weight: 600; overflow-wrap: anywhere; }
+.said p { margin: 6px 0; }
+.answers { margin: 0 0 10px; }
+.answer, .option { display: inline-block; margin: 2px 6px 2px 0; padding: 2px 11px; border-radius: 7px;
+  background: var(--strip); overflow-wrap: anywhere; }
+.answer { background: var(--good-paper); color: var(--good); font-weight: 600; }
+.turn { margin: 6px 0; max-width: 70ch; padding: 7px 12px; border-radius: 12px 12px 12px 3px; background: var(--strip);
+  overflow-wrap: anywhere; white-space: pre-line; width: fit-content; }
+.turn.other { margin-left: 40px; border-radius: 12px 12px 3px 12px; background: var(--good-paper); }
+.turn b { display: block; font-size: 12px; font-weight: 600; color: var(--soft); }
+.document { max-width: 80ch; margin: 8px 0; padding-left: 14px; border-left: 3px solid var(--line); }
+.document > * { margin: 0 0 12px; }
+table { border-collapse: collapse; margin: 8px 0; font-size: 14px; }
+th, td { padding: 3px 14px 3px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+  overflow-wrap: anywhere; white-space: pre-line; }
+th { white-space: nowrap; }
+td.number { font-variant-numeric: tabular-nums; }
+audio { display: block; width: min(100%, 520px); height: 36px; margin: 8px 0 10px; }
+video { display: block; max-width: min(100%, 640px); max-height: 420px; margin: 0 0 6px; border-radius: 6px;
+  background: #000; }
+.unplayable, video[data-state=failed] { display: none; }
+video[data-state=failed] + .unplayable { display: block; }
+img[data-state=failed] { outline: 2px solid #c2410c; }
+.film-roll { flex: 1 1 100%; min-width: 0; }
+.film { border-radius: 6px; margin-bottom: 2px; height: 64px; }
+.beside { height: 66px; }
+.plot { display: grid; grid-template-columns: 56px minmax(0, 1fr); font-size: 11px; margin-top: 6px; }
 .names { color: var(--soft); text-align: right; padding-right: 8px; }
 .scale { display: flex; flex-direction: column; justify-content: space-between; line-height: 1; }
 .name { height: 22px; margin-top: 2px; line-height: 22px; }
 .scroll { overflow-x: auto; }
 .time { position: relative; cursor: crosshair; }
-.time img { display: block; width: 100%; border-radius: 4px 4px 0 0; background: #000; }
+.time img { display: block; width: 100%; }
+.time .plotted { border-radius: 4px 4px 0 0; background: #000; }
 .axis, .strip { position: relative; overflow: hidden; }
 .axis { height: 18px; color: var(--soft); }
 .axis span { position: absolute; top: 2px; padding-left: 3px; border-left: 1px solid var(--soft); line-height: 1; }
 .strip { height: 22px; margin-top: 2px; background: var(--strip); border-radius: 3px; }
 .strip span { position: absolute; top: 0; bottom: 0; overflow: hidden; text-align: center; line-height: 22px;
   white-space: nowrap; border-left: 1px solid var(--card); }
-.units span { color: #fff; border-left-color: #0006; }
+.units span, .events span { color: #fff; border-left-color: #0006; }
 .cursor { position: absolute; top: 0; bottom: 0; left: 0; width: 2px; background: #22d3ee; pointer-events: none;
   visibility: hidden; }
 .sequence { margin: 8px 0 0; color: var(--soft); overflow-wrap: anywhere; }
-details { margin-top: 8px; font-size: 13px; color: var(--soft); }
+details { margin-top: 8px; }
+summary { cursor: pointer; }
 pre { margin: 6px 0 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 SCRIPT = """
-for (const card of document.querySelectorAll("article")) {
-  const audio = card.querySelector("audio"), time = card.querySelector(".time"), cursor = card.querySelector(".cursor");
-  if (!audio) continue;
+for (const medium of document.querySelectorAll("img, video, audio")) {
+  const mark = state => { medium.dataset.state = state; };
+  medium.addEventListener("error", () => mark("failed"));
+  medium.addEventListener(medium.tagName === "IMG" ? "load" : "loadedmetadata", () => mark("loaded"));
+  if (medium.error) mark("failed");
+  else if (medium.complete) mark(medium.naturalWidth ? "loaded" : "failed");
+  else if (medium.readyState) mark("loaded");
+}
+const players = document.querySelectorAll("audio, video");
+for (const player of players) {
+  player.addEventListener("play", () => {
+    for (const other of players) if (other !== player) other.pause();
+  });
+}
+for (const part of document.querySelectorAll(".timed")) {
+  const player = part.querySelector("audio, video"), time = part.querySelector(".time");
+  const cursor = part.querySelector(".cursor");
+  if (!player) continue;
   const follow = () => {
     cursor.style.visibility = "visible";
-    cursor.style.left = 100 * audio.currentTime / time.dataset.seconds + "%";
-    if (!audio.paused) requestAnimationFrame(follow);
+    cursor.style.left = 100 * player.currentTime / time.dataset.seconds + "%";
+    if (!player.paused) requestAnimationFrame(follow);
   };
-  audio.addEventListener("play", () => {
-    for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
-    follow();
-  });
-  audio.addEventListener("seeked", follow);
+  player.addEventListener("play", follow);
+  player.addEventListener("seeked", follow);
   time.addEventListener("click", event => {
     const box = time.getBoundingClientRect();
-    audio.currentTime = (event.clientX - box.left) / box.width * time.dataset.seconds;
-    audio.play();
+    player.currentTime = (event.clientX - box.left) / box.width * time.dataset.seconds;
+    player.play();
   });
 }
 """
 
 
 def show_page(samples: Iterable[Mapping[str, Any]], title: str, out: Path) -> Path:
-    """Write a page with pictures, videos, sound, text and labels of each sample, and return its path.
+    """Write a page with everything in each sample, and return its path.
 
     Args:
-        samples: each with "__key__", "__shard__", and where there are any "audio" (S,) at 16 kHz, "text", "info"
-            (whose "words" and "phones" are [start in s, end in s, name], and whose "captions" are a list), "units"
-            (T,), and under any name pictures, videos, or a list of them.
+        samples: each with "__key__", "__shard__", and what `Corpus.read` gives: pictures, videos, sounds (S,) at
+            16 kHz, text, JSON, arrays, documents and other lists. Of a field "audio" there is a time line too, with
+            "units" (T,). Pictures and arrays of a field with "mask" in its name are laid over the picture whose name
+            or place is the same otherwise. What is known of JSON: "words", "phones" and "events" are [start in s, end
+            in s, name]; "captions"; "question" with "answer", "answers" and "options"; a "dialogue" (or "messages",
+            ...) of turns; "objects" as COCO has them; "row", a row of a table; "class" and "label".
         title: what the page is about.
-        out: the HTML file.
+        out: the HTML file. It stays below about PAGE_BYTES * 4 / 3: larger pictures are reduced, larger videos shown
+            by their stills, and longer sounds cut, which the page says.
 
     Raises ValueError when there are no samples.
     """
     samples = list(samples)
     if not samples:
         raise ValueError(f"there are no samples to show for {title!r}; name a split with samples in it")
-    cards = "\n".join(_card(sample) for sample in samples)
+    parts = [part for sample in samples for value in sample.values() for part in _parts(value)]
+    kinds = Counter(map(_kind, parts))
+    budget = _budget([size for part in parts if (size := _size(part))])
+    cards = "\n".join(_card(sample, budget) for sample in samples)
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     page = f"""<!doctype html>
 <html lang="en">
@@ -126,7 +203,7 @@ style-src 'unsafe-inline'; script-src 'sha256-{digest}'">
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-<p class="facts">{html.escape(_facts(samples))}</p>
+<p class="facts">{html.escape(_facts(samples, kinds))}</p>
 {cards}
 <script>{SCRIPT}</script>
 </body>
@@ -137,193 +214,236 @@ style-src 'unsafe-inline'; script-src 'sha256-{digest}'">
     return out
 
 
-def _facts(samples: list[Mapping[str, Any]]) -> str:
+def _parts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _kind(part: Any) -> str:
+    if isinstance(part, Picture):
+        return "pictures"
+    if isinstance(part, Lazy):
+        return "videos"
+    return "sounds" if isinstance(part, Tensor) else "others"
+
+
+def _size(part: Any) -> int:
+    """Bytes that a medium would take on the page as it is."""
+    if isinstance(part, Tensor):
+        return math.ceil(len(part) / SAMPLE_RATE * media.SOUND_BYTES_PER_S)
+    return len(part.data) if isinstance(part, Picture | Lazy) else 0
+
+
+def _budget(sizes: list[int]) -> int:
+    """The most bytes that each medium may take for all to fit; those that need less leave the rest to the others."""
+    left = PAGE_BYTES
+    for place, size in enumerate(sorted(sizes)):
+        share = left // (len(sizes) - place)
+        if size > share:
+            return share
+        left -= size
+    return PAGE_BYTES
+
+
+def _facts(samples: list[Mapping[str, Any]], kinds: Mapping[str, int]) -> str:
     seconds = sum(len(sample["audio"]) for sample in samples if "audio" in sample) / SAMPLE_RATE
-    speakers = {str(sample["info"]["speaker"]) for sample in samples if "speaker" in (sample.get("info") or {})}
-    silent = sum(not sample.get("text") for sample in samples)
+    speakers = {str(_info(sample)["speaker"]) for sample in samples if "speaker" in _info(sample)}
+    silent = sum("text" in sample and not sample["text"] for sample in samples)
     facts = [f"{len(samples)} samples"] + ([f"{seconds:.1f} s"] if seconds else [])
     facts.append(f"{len({s['__shard__'] for s in samples})} shards")
+    facts += [f"{kinds[kind]} {kind}" for kind in ("pictures", "videos") if kinds.get(kind)]
     facts += [f"{len(speakers)} speakers"] if speakers else []
     facts += [f"{silent} without text"] if silent else []
     return " · ".join(facts)
 
 
-def _card(sample: Mapping[str, Any]) -> str:
-    info = sample.get("info") or {}
-    text = sample.get("text")
-    audio = sample["audio"].detach().float().cpu() if "audio" in sample else None  # (S,)
+def _info(sample: Mapping[str, Any]) -> dict[str, Any]:
+    info = sample.get("info")
+    return info if isinstance(info, dict) else {}
+
+
+def _card(sample: Mapping[str, Any], budget: int) -> str:
+    info = _info(sample)
+    audio = sample["audio"].detach().float().cpu() if isinstance(sample.get("audio"), Tensor) else None  # (S,)
     meta = [f"speaker {info['speaker']}"] if "speaker" in info else []
     meta += [f"{len(audio) / SAMPLE_RATE:.2f} s"] if audio is not None else []
     meta.append(str(sample["__shard__"]))
-    captions = info.get("captions", [])[1:] if isinstance(info.get("captions"), list) else []  # `text` is the first
-    seen = "".join(_seen(part) for value in sample.values() for part in (value if isinstance(value, list) else [value]))
-    phones = info.get("phone_sequence")
-    sequence = f'<p class="sequence">phones: {html.escape(" ".join(map(str, phones)))}</p>' if phones else ""
-    rest = {name: value for name, value in info.items() if name not in ("words", "phones", "phone_sequence")}
+    fields = {name: value for name, value in sample.items() if not name.startswith("__")}
+    masks = {name: fields.pop(name) for name, value in sample.items() if "mask" in name and _is_mask(value)}
+    heard = "" if audio is None else media.recording(audio, info, fields.pop("units", None), budget)
+    fields.pop("audio", None)
+    pictures = "".join(_pictures(fields, masks, info, budget))
+    said = "".join([_text(fields.pop("text"))] if "text" in fields else []) + "".join(
+        _told(info, str(sample.get("text")))
+    )
+    said += "".join(_field(name, value, budget) for name, value in fields.items() if name != "info")
+    films = "".join(media.film(value, info, budget) for value in fields.values() if _kind(value) == "videos")
+    about = fields.get("info")
+    if isinstance(about, dict):
+        about = {name: value for name, value in about.items() if name not in ("words", "phones", "phone_sequence")}
+    rest = json.dumps(about, indent=2, ensure_ascii=False, default=str) if about else ""
     return f"""<article>
 <h2>{html.escape(str(sample["__key__"]))}</h2>
-<span class="meta">{html.escape(" · ".join(meta))}{"" if audio is None else f" · {_level(audio)}"}</span>
-{seen}
-<p class="text{"" if text else " none"}" dir="auto">{html.escape(text) if text else "no text"}</p>
-{"".join(f'<p class="text" dir="auto">{html.escape(str(caption))}</p>' for caption in captions)}
-{"" if audio is None else _heard(audio, info, sample.get("units"))}
-{sequence}
-<details><summary>info</summary><pre>{html.escape(json.dumps(rest, indent=2, ensure_ascii=False, default=str))}</pre>
-</details>
+<span class="meta">{html.escape(" · ".join(meta))}{"" if audio is None else f" · {media.level(audio)}"}</span>
+<div class="body">{f'<div class="pictures">{pictures}</div>' if pictures else ""}
+<div class="said">{said}</div>{films}</div>
+{heard}
+{f"<details><summary>info</summary><pre>{html.escape(_short(rest))}</pre></details>" if rest else ""}
 </article>"""
 
 
-def _heard(audio: Tensor, info: Mapping[str, Any], units: Any) -> str:
-    """A player of a sound (S,) and its plot."""
-    if not len(audio):
-        return '<p class="none">no audio samples</p>'
-    return _sound(audio) + _plot(audio, info, units)
+# -- pictures and masks ------------------------------------------------------------------------------------------------
 
 
-def _seen(part: object) -> str:
-    """A picture or a video as it is in the shard; nothing for any other value."""
+def _is_mask(value: Any) -> bool:
+    return all(isinstance(part, Picture | np.ndarray) for part in _parts(value))
+
+
+def _pictures(
+    fields: Mapping[str, Any], masks: Mapping[str, Any], info: Mapping[str, Any], budget: int
+) -> Iterator[str]:
+    """The pictures of a sample with their masks; then those masks for which there is no picture."""
+    places = {(name, i): part for name, value in masks.items() for i, part in enumerate(_parts(value))}
+    found = [
+        (name, i, part)
+        for name, value in fields.items()
+        if not _is_document(value)
+        for i, part in enumerate(_parts(value))
+        if isinstance(part, Picture)
+    ]
+    for name, i, picture in found:
+        own = [place for place in places if place[1] == i and (len(found) == 1 or _ending(place[0]) == _ending(name))]
+        yield media.shot(picture, [places.pop(place) for place in own], info, budget)
+    for mask in places.values():
+        if isinstance(mask, Picture):
+            yield media.shot(mask, [], {}, budget)
+
+
+def _ending(name: str) -> str:
+    """The number at the end of the name of a field, such as "3" of "mask_3"; "" without one."""
+    return name[len(name.rstrip("0123456789")) :]
+
+
+def _is_document(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(part, str) for part in value)
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def _text(text: Any) -> str:
+    if not text:
+        return '<p class="text none">no text</p>'
+    return f'<p class="text" dir="auto">{html.escape(_short(str(text)))}</p>'
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONG_TEXT else f"{text[:LONG_TEXT]} … ({len(text) - LONG_TEXT:,} characters more)"
+
+
+def _told(info: Mapping[str, Any], text: str = "") -> Iterator[str]:
+    """What the JSON of a sample says besides its text, by the names that converters and usual data sets use."""
+    captions = info.get("captions")
+    if isinstance(captions, list) and len(captions) > 1:  # the first one is the text
+        yield f'<ol class="captions" start="2">{"".join(f"<li dir=auto>{_escaped(c)}</li>" for c in captions[1:])}</ol>'
+    if "question" in info:
+        yield _question(info)
+    for entry in info.get("questions", []) if isinstance(info.get("questions"), list) else []:
+        yield _question(entry if isinstance(entry, dict) else {"question": entry})
+    for name in DIALOGUES:
+        if isinstance(info.get(name), list):
+            yield _dialogue(info[name])
+    if isinstance(info.get("row"), dict):
+        yield _table({name: value for name, value in info["row"].items() if f"{name}: {value}" not in text})
+    classes = [name for name in CLASSES if info.get(name) is not None] or ["label"]
+    chips = [str(n) for name in classes for n in _parts(info.get(name)) if isinstance(n, str | int | float)]
+    if chips:
+        spans = (f'<span class="chip" style="--hue:{media.hue(chip)}">{html.escape(chip)}</span>' for chip in chips)
+        yield f"<p>{''.join(spans)}</p>"
+    if isinstance(info.get("phone_sequence"), list):
+        yield f'<p class="sequence">phones: {html.escape(" ".join(map(str, info["phone_sequence"])))}</p>'
+    known = (*ELSEWHERE, *classes)
+    facts = [
+        f'<span class="fact"><b>{html.escape(str(name))}</b> {_escaped(value)}</span>'
+        for name, value in info.items()
+        if name not in known and isinstance(value, str | int | float) and len(str(value)) <= 60
+    ]
+    if facts:
+        yield f"<p>{''.join(facts)}</p>"
+
+
+def _escaped(value: Any) -> str:
+    return html.escape(_short(str(value)))
+
+
+def _question(entry: Mapping[str, Any]) -> str:
+    """A question, what may be chosen, and the answers that were given."""
+    options = [_escaped(option) for name in ("options", "choices") for option in _parts(entry.get(name)) if option]
+    answer, given = entry.get("answer"), entry.get("answers")
+    answers = Counter(str(a.get("answer") if isinstance(a, dict) else a) for a in _parts(given or []))
+    shown = f'<span class="answer">{_escaped(answer)}</span>' if answer is not None else ""
+    shown += "".join(
+        f'<span class="option">{html.escape(text)}{f" × {times}" if times > 1 else ""}</span>'
+        for text, times in answers.most_common()
+        if text != str(answer)
+    )
+    choices = "".join(f'<span class="option">{option}</span>' for option in options)
+    return (
+        f'<p class="question" dir="auto">{_escaped(entry.get("question"))}</p>'
+        + (f'<p class="answers">{choices}</p>' if choices else "")
+        + f'<p class="answers">{shown or "<span class=none>no answer</span>"}</p>'
+    )
+
+
+def _dialogue(turns: Sequence[Any]) -> str:
+    """Turns as text, {"speaker", "text"} or whatever names are usual for these, and [question, answer] pairs."""
+    lines: list[tuple[str, str]] = []
+    for turn in turns:
+        if isinstance(turn, dict):
+            who, what = (next((turn[name] for name in names if name in turn), "") for names in (SPEAKERS, SAYINGS))
+            lines.append((str(who), str(what)))
+        else:
+            lines += [("", str(part)) for part in _parts(turn)]
+    first = lines[0][0] if lines else ""
+    return "".join(
+        f'<div class="turn{" other" if (who != first if who else place % 2) else ""}" dir="auto">'
+        f"{f'<b>{html.escape(who)}</b>' if who else ''}{html.escape(_short(what))}</div>"
+        for place, (who, what) in enumerate(lines)
+    )
+
+
+def _table(row: Mapping[str, Any]) -> str:
+    """The columns of a row and their values."""
+    cells = []
+    for name, value in row.items():
+        kind = ' class="number"' if isinstance(value, int | float) else ""
+        shown = '<span class="none">missing</span>' if value is None else _escaped(value)
+        cells.append(f"<tr><th>{html.escape(str(name))}</th><td{kind} dir=auto>{shown}</td></tr>")
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _field(name: str, value: Any, budget: int) -> str:
+    """Any other field."""
+    label = f'<p class="size">{html.escape(name)}</p>'
+    if _is_document(value):
+        return f'<div class="document">{"".join(_part(part, budget) for part in value)}</div>'
+    if isinstance(value, str):
+        return label + _text(value)
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 1:
+        text = value[: LONG_TEXT + 1].tobytes().decode("utf-8", "replace")
+        return f'<p class="size">{html.escape(name)}, {len(value):,} bytes</p><pre>{html.escape(_short(text))}</pre>'
+    if isinstance(value, np.ndarray):
+        return f'<p class="size">{html.escape(name)}: {value.dtype} {value.shape}</p>'
+    if isinstance(value, dict):
+        return label + "".join(_told(value))
+    return "".join(_part(part, budget) for part in _parts(value) if isinstance(part, Tensor))
+
+
+def _part(part: Any, budget: int) -> str:
+    """One part of a document."""
+    if isinstance(part, str):
+        return f'<p class="text" dir="auto">{html.escape(_short(part))}</p>'
     if isinstance(part, Picture):
-        size = f"{part.width} x {part.height}"
-        return f'<img class="seen" alt="{size}" title="{size}" src="{_data_url(_kind(part.data), part.data)}">'
-    if isinstance(part, Lazy):
-        kind = _kind(part.data)
-        if kind.startswith("video/"):
-            return f'<video class="seen" controls preload="metadata" src="{_data_url(kind, part.data)}"></video>'
-        return '<p class="none">a video in a format that browsers do not play</p>'
-    return ""
-
-
-def _kind(data: bytes) -> str:
-    """The media type that the first bytes of a picture or video tell."""
-    starts = {b"\xff\xd8": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"\x1aE\xdf\xa3": "video/webm"}
-    if data[4:8] == b"ftyp":
-        return "video/mp4"
-    return next((kind for start, kind in starts.items() if data.startswith(start)), "application/octet-stream")
-
-
-def _level(audio: Tensor) -> str:
-    """Peak and mean level in dB of full scale, and what is wrong with them."""
-    finite = audio[audio.isfinite()]
-    peak = finite.abs().max().item() if len(finite) else 0.0
-    if not peak:
-        level = "silent"
-    else:
-        rms = finite.square().mean().sqrt().item()
-        level = f"peak {20 * math.log10(peak):.1f} dB, mean {20 * math.log10(rms):.1f} dB"
-    faults = [f"{len(audio) - len(finite)} samples are not finite"] if len(finite) < len(audio) else []
-    faults += ["over full scale, cut here"] if peak > 1 else []
-    return level + "".join(f' <span class="warn">{fault}</span>' for fault in faults)
-
-
-def _sound(audio: Tensor) -> str:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio.nan_to_num(0, 1, -1).clamp(-1, 1).numpy(), SAMPLE_RATE, format="FLAC")
-    return f'<audio controls preload="metadata" src="{_data_url("audio/flac", buffer.getvalue())}"></audio>'
-
-
-def _data_url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _plot(audio: Tensor, info: Mapping[str, Any], units: Any) -> str:
-    """Waveform and spectrogram above their time axis and the strips of words, phones and units."""
-    seconds = len(audio) / SAMPLE_RATE
-    width = min(max(seconds * PX_PER_S, WIDTH_PX[0]), WIDTH_PX[1])
-    strips = {name: _intervals(info[name], seconds) for name in ("words", "phones") if name in info}
-    if units is not None:
-        strips["units"] = _runs(np.asarray(units).reshape(-1).tolist())
-    names = "".join(f'<div class="name">{name}</div>' for name in strips)
-    rows = "".join(_strip(name, intervals, seconds, width) for name, intervals in strips.items())
-    picture = _data_url("image/png", _picture(audio.nan_to_num(0, 0, 0)))
-    return f"""<div class="plot">
-<div class="names"><div style="height:{WAVE_PX}px"></div>
-<div class="scale" style="height:{SPECTRUM_PX}px"><span>{SAMPLE_RATE // 2000} kHz</span><span>0</span></div>
-<div class="axis"></div>{names}</div>
-<div class="scroll"><div class="time" data-seconds="{seconds}" style="width:{width:.0f}px">
-<img alt="waveform and spectrogram" style="height:{WAVE_PX + SPECTRUM_PX}px" src="{picture}">
-<div class="axis">{_ticks(seconds, width)}</div>{rows}<div class="cursor"></div></div></div></div>"""
-
-
-def _picture(audio: Tensor) -> bytes:
-    """PNG of the waveform above the spectrogram (0 to 8 kHz, RANGE_DB), one pixel column per 10 ms, without margins."""
-    spectrum = _spectrogram(audio)  # (WINDOW // 2 + 1, F)
-    columns = min(max(spectrum.shape[1], WIDTH_PX[0]), MAX_COLUMNS)
-    low, high = _envelope(audio, columns)
-    height = WAVE_PX + SPECTRUM_PX
-    figure = Figure(figsize=(columns / 100, height / 100), dpi=100, facecolor="#0b0912")
-    wave = figure.add_axes((0, SPECTRUM_PX / height, 1, WAVE_PX / height))
-    peak = max(-float(low.min()), float(high.max()), 1e-4)
-    wave.fill_between(np.arange(len(low)), low, high, color="#f5b84c", linewidth=0.6)
-    wave.set(xlim=(0, max(len(low) - 1, 1)), ylim=(-1.05 * peak, 1.05 * peak))
-    wave.axis("off")
-    plane = figure.add_axes((0, 0, 1, SPECTRUM_PX / height))
-    plane.imshow(spectrum, origin="lower", aspect="auto", cmap="magma", vmin=-RANGE_DB, vmax=0)
-    plane.axis("off")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
-    return buffer.getvalue()
-
-
-def _spectrogram(audio: Tensor) -> np.ndarray:
-    """Power in dB below the loudest point, (WINDOW // 2 + 1, F) for audio (S,)."""
-    padded = torch.nn.functional.pad(audio, (WINDOW // 2, WINDOW // 2))
-    window = torch.hann_window(WINDOW)
-    spectrum = torch.stft(padded, WINDOW, HOP, window=window, center=False, return_complex=True).abs().square()
-    decibel = 10 * spectrum.clamp_min(1e-10).log10()
-    return (decibel - decibel.max()).numpy()
-
-
-def _envelope(audio: Tensor, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest sample of at most `columns` equal stretches of audio (S,)."""
-    size = math.ceil(len(audio) / columns)
-    stretches = torch.nn.functional.pad(audio, (0, -len(audio) % size)).view(-1, size)
-    return stretches.amin(1).numpy(), stretches.amax(1).numpy()
-
-
-def _intervals(value: object, seconds: float) -> list[tuple[float, float, str]]:
-    """The well-formed [start, end, name] entries, cut to the recording."""
-    entries = value if isinstance(value, list) else []
-    found = []
-    for entry in entries:
-        if isinstance(entry, list | tuple) and len(entry) == 3 and all(isinstance(t, int | float) for t in entry[:2]):
-            start, end = max(entry[0], 0.0), min(entry[1], seconds)
-            if start < end:
-                found.append((start, end, str(entry[2])))
-    return found
-
-
-def _runs(units: list[int]) -> list[tuple[float, float, str]]:
-    """Equal neighbouring units as one interval."""
-    found, start = [], 0
-    for unit, run in groupby(units):
-        end = start + len(list(run))
-        found.append((start * UNIT_S, end * UNIT_S, str(unit)))
-        start = end
-    return found
-
-
-def _strip(name: str, intervals: list[tuple[float, float, str]], seconds: float, width: float) -> str:
-    """One row of labels; those that have no room are in the tool tips only, but words are cut."""
-    spans = []
-    for start, end, label in intervals:
-        colour = f";background:hsl({_hue(label)} 45% 42%)" if name == "units" else ""
-        room = name == "words" or (end - start) / seconds * width > 7 * len(label) + 2
-        escaped = html.escape(label)
-        spans.append(
-            f'<span title="{escaped} {start:.2f}-{end:.2f} s" style="left:{100 * start / seconds:.3f}%;'
-            f'width:{100 * (end - start) / seconds:.3f}%{colour}">{escaped if room else ""}</span>'
-        )
-    return f'<div class="strip {name}">{"".join(spans)}</div>'
-
-
-def _hue(label: str) -> int:
-    """Neighbouring numbers get hues far apart: steps of the golden angle."""
-    return round(int(label) * 137.508) % 360
-
-
-def _ticks(seconds: float, width: float) -> str:
-    """Times on the axis, at least 60 px apart."""
-    steps = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
-    step = next((step for step in steps if step / seconds * width >= 60), steps[-1])
-    times = [step * i for i in range(math.ceil(seconds / step))]
-    return "".join(f'<span style="left:{100 * t / seconds:.3f}%">{t:g} s</span>' for t in times)
+        return media.shot(part, [], {}, budget)
+    if isinstance(part, Tensor):
+        return media.sound(part[: int(budget / media.SOUND_BYTES_PER_S * SAMPLE_RATE)])
+    return media.film(part, {}, budget)

@@ -34,9 +34,9 @@ class SidecarWriter(BasePredictionWriter):
     def __init__(self, field: str, folder: str | None = None) -> None:
         super().__init__(write_interval="batch")
         self.field, self.folder = field, folder
-        self.waiting: dict[str, dict[str, np.ndarray]] = {}  # shard path -> key -> prediction
-        self.left: dict[str, int] = {}  # shard path -> samples still to come, for shards with any
-        self.where: dict[str, tuple[Corpus, int, Path]] = {}  # shard path -> its corpus, number there, and sidecar
+        self.waiting: dict[str, dict[str, np.ndarray]] = {}  # shard name -> key -> prediction
+        self.left: dict[str, int] = {}  # shard name -> samples still to come, for shards with any
+        self.where: dict[str, tuple[Corpus, int, Path]] = {}  # shard name -> its corpus, number there, and sidecar
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -49,9 +49,9 @@ class SidecarWriter(BasePredictionWriter):
         for split in data.predict_splits:
             corpus = data.corpus(split)
             for number, (spec, index) in enumerate(zip(corpus.spec_of, corpus.shards, strict=True)):
-                self.where[index.path] = corpus, number, sidecar_path(folder, spec, index.path)
+                self.where[corpus.names[number]] = corpus, number, sidecar_path(folder, spec, index.path)
             for ids in corpus.by_shard(data.usable[split]):
-                self.left[corpus.name(int(ids[0]))[0]] = len(ids)
+                self.left[corpus.names[corpus.place(int(ids[0]))[0]]] = len(ids)
         self._check_places()
         found = {shard for shard, (_, _, path) in self.where.items() if path.exists()}
         # as the first rank sees it, for another may already have published when a late one looks, and then the shards

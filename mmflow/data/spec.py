@@ -5,7 +5,8 @@ licence: CC BY 4.0
 root: data/librispeech                    # folder of the shards, relative to the working directory, or a URL
 splits: {train: "train-*.tar"}            # a glob, a range such as "train-{000000..000131}.tar", or a list of them
 fields: {audio: [flac, wav], text: [txt]} # extensions that may hold the field; the first one present is taken
-make: {class_path: mmflow.data.sources.librispeech.LibriSpeech, init_args: {}}  # how `data make` makes the shards
+make: {class_path: mmflow.data.sources.librispeech.LibriSpeech, init_args: {}}  # how `data make` makes the shards,
+                                          # and perhaps samples_per_shard, by default 256
 allow_pipe: false                         # whether `pipe:` entries, which run a shell command, are allowed
 """
 
@@ -27,6 +28,16 @@ SEARCHED = re.compile(r"[*?[]")  # what makes a name a glob
 REQUIRED = ("name", "licence", "root", "splits", "fields")
 
 
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them can stand for more than fits the memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "found an alias; write what it stands for", mark)
+        return super().compose_node(parent, index)
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """A data set as shards.
@@ -37,7 +48,8 @@ class DataSpec:
         root: folder or URL of the shards.
         splits: split -> glob or brace pattern below `root` (or absolute, or a URL), or a list of them.
         fields: field -> extensions that may hold it.
-        make: class_path and init_args of the converter that makes the shards, None when there is none.
+        make: class_path and init_args of the converter that makes the shards, and perhaps samples_per_shard; None when
+            there is none.
         allow_pipe: whether `pipe:` entries, which run a shell command, are allowed.
         path: the file the spec was read from.
 
@@ -67,10 +79,12 @@ class DataSpec:
             self._require(valid and extensions, f"fields.{name}", extensions, "extensions such as [flac, wav]")
         if self.make is not None:
             self._require(isinstance(self.make, dict), "make", self.make, "a mapping of class_path and init_args")
-            _check_keys(self.make, ("class_path", "init_args"), f"{self.path}: make")
+            _check_keys(self.make, ("class_path", "init_args", "samples_per_shard"), f"{self.path}: make")
             class_path, init_args = self.make.get("class_path"), self.make.get("init_args", {})
             self._require(isinstance(class_path, str), "make.class_path", class_path, "the import path of a class")
             self._require(isinstance(init_args, dict), "make.init_args", init_args, "a mapping of option to value")
+            count = self.make.get("samples_per_shard", 1)
+            self._require(type(count) is int and count > 0, "make.samples_per_shard", count, "a number from 1 up")
         self._require(isinstance(self.allow_pipe, bool), "allow_pipe", self.allow_pipe, "true or false")
 
     def _require(self, valid: object, key: str, value: object, rule: str) -> None:
@@ -86,8 +100,8 @@ class DataSpec:
             hint = f"did you mean {path.parent / near[0]}?" if near else "data_specs/ holds those of mmflow"
             raise ValueError(f"there is no data spec {path}; {hint}")
         try:
-            content = yaml.safe_load(path.read_text("utf-8-sig"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = yaml.load(path.read_text("utf-8-sig"), _Plain)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # some values raise errors of their own
             raise ValueError(f"{path} is not YAML: {error}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} must be a mapping with the keys {', '.join(REQUIRED)}, not {content!r:.80}")

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -75,6 +75,9 @@ class Video:
             raise BadSample(f"a video of {len(data)} bytes, which is not in 1..{MAX_MEMBER_BYTES}")
         self.data = data
         self._open()
+        self._read_header()
+
+    def _read_header(self) -> None:
         stream = self._video
         self._tick = stream.time_base or Fraction(1, 1000)
         with _bad():
@@ -107,12 +110,13 @@ class Video:
 
     __del__ = _close
 
-    def _open(self) -> None:
+    def _open(self, file: BinaryIO | None = None) -> None:
         self._close()
         with _bad():
             self._container: Any = av.open(
-                io.BytesIO(self.data),
+                file or io.BytesIO(self.data),
                 metadata_errors="replace",
+                options={"max_pixels": str(MAX_PIXELS)},  # opening decodes pictures where the header leaves things open
                 container_options={"format_whitelist": FORMATS, "protocol_whitelist": ""},
             )
         streams = self._container.streams
@@ -338,11 +342,13 @@ class Video:
                 yield at, _mono(frame)
 
 
-def video_size(data: bytes) -> tuple[int, float, float]:
+def video_size(file: BinaryIO) -> tuple[int, float, float]:
     """Pictures (an estimate where the header does not count them), pictures/s and seconds, by the header alone.
 
     Raises BadSample for what `Video` would refuse."""
-    video = Video(data)
+    video = Video.__new__(Video)  # without the bytes, most of which need not be read
+    video._open(file)
+    video._read_header()
     return video._video.frames or max(round(video.seconds * video.rate), 1), video.rate, video.seconds
 
 

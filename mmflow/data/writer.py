@@ -3,18 +3,20 @@
 import contextlib
 import io
 import json
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
-import webdataset
 
 from mmflow.atomic import atomic_file
 
 MAX_KEY_BYTES = 80  # a name in a plain tar has at most 100 with its extension
 META_KEY = "__mmflow__/meta"  # WebDataset readers skip members whose folder is named __*__
+MAX_SAMPLES, MAX_BYTES = 256, 256 * 2**20  # of a shard where nothing else is said
+READ_ONLY = 0o444
 
 
 def check_key(key: str) -> None:
@@ -52,16 +54,22 @@ class TarShard:
         self.bytes = 0
         self._stack = contextlib.ExitStack()
         self._file: BinaryIO = self._stack.enter_context(atomic_file(path))
-        # a fixed time stamp, so that the same samples give the same bytes
-        self._tar = webdataset.TarWriter(self._file, mtime=0.0, encoder=False)
+        self._tar = tarfile.open(fileobj=self._file, mode="w")  # noqa: SIM115 (closed by __exit__)
         if meta is not None:
-            self._tar.write({"__key__": META_KEY, "json": encode(dict(meta))})
+            self._add(f"{META_KEY}.json", encode(dict(meta)))
 
     def write(self, sample: Mapping[str, Any]) -> None:
         """Add one sample: `__key__`, and one entry per extension as `encode` takes it."""
         members = {extension: encode(value) for extension, value in sample.items() if extension != "__key__"}
-        self.bytes += self._tar.write({"__key__": sample["__key__"], **members})
+        for extension, data in sorted(members.items()):
+            self._add(f"{sample['__key__']}.{extension}", data)
         self.samples += 1
+
+    def _add(self, name: str, data: bytes) -> None:
+        member = tarfile.TarInfo(name)  # dated 1970, so that the same samples give the same bytes
+        member.size, member.mode = len(data), READ_ONLY
+        self._tar.addfile(member, io.BytesIO(data))
+        self.bytes += len(data)
 
     def __enter__(self) -> "TarShard":
         return self
@@ -93,7 +101,7 @@ class ShardWriter:
         max_bytes: bytes per shard, exceeded by at most one sample.
     """
 
-    def __init__(self, folder: Path, split: str, max_samples: int = 256, max_bytes: int = 256 * 2**20) -> None:
+    def __init__(self, folder: Path, split: str, max_samples: int = MAX_SAMPLES, max_bytes: int = MAX_BYTES) -> None:
         self.folder, self.split = Path(folder), split
         there = sorted(self.folder.glob(f"{split}-*.tar"))
         if there:

@@ -35,13 +35,18 @@ def wobble(
     depth: standard deviation of the speed around 1. period_s: from one independent speed to the next.
     Returns the new signal (S,), as long as the old one, and `times` (S,): the old sample position heard at each sample.
     """
-    knots = 2 + int(len(signal) / SAMPLE_RATE / period_s)
+    knots = wobble_knots(len(signal), period_s)
     speed_at_knots = np.exp(depth * generator.standard_normal(knots))
     speed = np.interp(np.linspace(0, knots - 1, len(signal)), np.arange(knots), speed_at_knots)
     times = np.concatenate([[0.0], np.cumsum(speed)[:-1]])
     times *= (len(signal) - 1) / times[-1]  # begin and end stay where they are
     oversampled = resample(signal, _OVERSAMPLING)  # makes linear interpolation good to -42 dB at 6 kHz
     return np.interp(times * _OVERSAMPLING, np.arange(len(oversampled)), oversampled), times
+
+
+def wobble_knots(size: int, period_s: float) -> int:
+    """How many normal numbers `wobble` draws for a signal of so many samples."""
+    return 2 + int(size / SAMPLE_RATE / period_s)
 
 
 _OVERSAMPLING = 8

@@ -8,15 +8,10 @@ the remainder, so that speech stays intelligible throughout.
 """
 
 import io
-import itertools
 import math
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +19,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from mmflow.data.sources.items import Item
+from mmflow.data.workers import processors, worker_pool
 from mmflow.world import acoustics, espeak
 from mmflow.world.acoustics import SAMPLE_RATE, Signal
 from mmflow.world.sentences import Sentence, sentence
@@ -54,8 +51,10 @@ _BAND_SHARE = 0.1
 _LEVEL_DB = (-32, -18)  # full scale is 0
 
 _SPEAKER, _UTTERANCE, _VARIANTS = range(3)  # what a generator is for
-_TASK_UTTERANCES, _TASK_S = 8, 38  # utterances and roughly the audio of a task: some 0.4 s of work
-_TASKS_AHEAD = 3  # per worker; finished utterances wait in memory, about 60 kB each
+_MEAN_S = 4.7  # length of an utterance
+_TASK_UTTERANCES = 16  # whose lengths a process finds at a time, in some 0.2 s
+_SERIAL_MINUTES = 5  # lengths of less are found before processes would have started
+_BYTES_PER_S = 20_000  # of FLAC
 
 
 class Speaker(NamedTuple):
@@ -80,8 +79,8 @@ class WorldSpeech:
         validation_minutes: audio for validation; 32 other speakers, made from other eSpeak variants.
         test_minutes: audio for the test; 32 more speakers, again from other variants.
         seed: another seed gives other speakers, sentences and rooms.
-        workers: processes that synthesise; as many as the processors this process may use when not given. The corpus
-            does not depend on it.
+        workers: processes that find out how long the utterances are, which takes a quarter of the time of making them;
+            by default as many as the processors this process may use. The corpus does not depend on it.
     """
 
     def __init__(
@@ -101,35 +100,47 @@ class WorldSpeech:
         if workers is not None and workers < 1:
             raise ValueError(f"workers={workers} must be 1 or more, or null for one per processor")
         self.seed = seed
-        self.workers = workers or _processors()
+        self.workers = workers or processors()
 
-    def samples(self, root: Path | None = None) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ARG002  (made, not read)
-        """Yield (split, {"__key__", "flac", "txt", "json"}) in order; `root` is not used, for nothing is read.
+    def items(self, root: Path | None = None) -> list[Item]:  # noqa: ARG002  (made, not read)
+        """The utterances, split by split in order; `root` is not used, for nothing is read.
 
         A split ends with the utterance that fills its minutes. "json" has the speaker, the settings of voice and room,
         and "phones" and "words" as [start_s, end_s, name]; phones follow each other without gaps through the audio."""
-        # Workers are spawned: the parent may run threads (torch), which a forked child would inherit in mid-step.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker) as pool:
-            for split, minutes in self.minutes.items():
-                for sample in self._split(pool, split, 60.0 * minutes):
-                    yield split, sample
+        if self.workers == 1 or sum(self.minutes.values()) < _SERIAL_MINUTES:
+            return [item for split in self.minutes for item in self._split(split, map)]
+        with worker_pool(self.workers) as pool:
+            spread = partial(pool.map, chunksize=_TASK_UTTERANCES)
+            return [item for split in self.minutes for item in self._split(split, spread)]
 
-    def _split(self, pool: ProcessPoolExecutor, split: str, left_s: float) -> Iterator[dict[str, Any]]:
-        """A split's utterances in order until their audio reaches `left_s`, made a few tasks ahead of the reader."""
-        starts = itertools.count(0, _TASK_UTTERANCES)
-        ahead: deque[Future[list[dict[str, Any]]]] = deque()
-        try:
-            while left_s > 0:
-                while len(ahead) < min(_TASKS_AHEAD * self.workers, math.ceil(left_s / _TASK_S)):
-                    ahead.append(pool.submit(_utterances, self.seed, split, next(starts)))
-                for sample in ahead.popleft().result():
-                    if left_s > 0:
-                        yield sample
-                        left_s -= sample["json"]["phones"][-1][1]
-        finally:
-            for task in ahead:
-                task.cancel()
+    def _split(self, split: str, spread: Callable[..., Iterator[float]]) -> Iterator[Item]:
+        """A split's utterances in order until their audio fills its minutes; `spread` works like `map`."""
+        left_s, start = 60.0 * self.minutes[split], 0
+        while left_s > 0:
+            ahead = range(start, start + math.ceil(left_s / _MEAN_S))
+            for index, seconds in zip(ahead, spread(partial(duration, self.seed, split), ahead), strict=True):
+                if left_s > 0:
+                    yield Utterance(f"{split}-{index:06d}", split, split, seed=self.seed, index=index, seconds=seconds)
+                    left_s -= seconds
+            start = ahead.stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterance(Item):
+    """An utterance that is synthesised when it is asked for."""
+
+    seed: int
+    index: int
+    seconds: float
+
+    @property
+    def size(self) -> int:
+        """About the bytes of its FLAC file."""
+        return round(_BYTES_PER_S * self.seconds)
+
+    def sample(self) -> dict[str, Any]:
+        """The sample; makes it."""
+        return utterance(self.seed, self.split, self.index)
 
 
 def speaker(seed: int, split: str, number: int) -> Speaker:
@@ -153,54 +164,54 @@ def speaker(seed: int, split: str, number: int) -> Speaker:
 def utterance(seed: int, split: str, index: int) -> dict[str, Any]:
     """One sample of the corpus, a pure function of its arguments: keys "__key__", "flac", "txt" and "json"."""
     generator = np.random.default_rng([seed, _stream(split), _UTTERANCE, index])
-    who = speaker(seed, split, index % SPEAKERS[split])
-    sentences = _sentences(generator)
-    rate = np.clip(who.rate * np.exp(0.1 * generator.standard_normal()) * who.tract, 90, 400)
-    pitch = int(np.clip(who.pitch + 6 * generator.standard_normal(), 0, 99))
-    text = " ".join(sentence.spoken for sentence in sentences)
-    spoken = espeak.speak(text, who.accent, who.voice, rate, pitch, who.pitch_range)
-    audio, seconds = _perform(spoken.wav, who.tract, generator)
+    who, said = _say(seed, split, index, generator)
+    audio, seconds = _perform(said.spoken.wav, who.tract, generator)
     audio, room = _record(acoustics.tilt(audio, who.tilt), generator)
     file = io.BytesIO()
     soundfile.write(file, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return {
         "__key__": f"{split}-{index:06d}",
         "flac": file.getvalue(),
-        "txt": " ".join(sentence.text for sentence in sentences).upper(),
+        "txt": said.text.upper(),
         "json": {
             "speaker": who.name,
             "accent": who.accent,
             "variant": who.variant,
             "vocal_tract": round(who.tract, 3),
-            "rate_wpm": round(float(rate)),
-            "pitch": pitch,
+            "rate_wpm": round(said.rate),
+            "pitch": said.pitch,
             **room,
-            "phones": _timeline(spoken.phones, seconds, len(audio) / SAMPLE_RATE),
-            "words": [[start, end, word.upper()] for start, end, word in _placed(spoken.words, seconds)],
+            "phones": _timeline(said.spoken.phones, seconds, len(audio) / SAMPLE_RATE),
+            "words": [[start, end, word.upper()] for start, end, word in _placed(said.spoken.words, seconds)],
         },
     }
 
 
-def _start_worker() -> None:
-    """Ctrl-C is the parent's to handle; and a worker must not outlive a parent that was killed, waiting for tasks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+def duration(seed: int, split: str, index: int) -> float:
+    """Seconds of audio that `utterance` has for the same arguments, to 0.1 ms, without making it."""
+    generator = np.random.default_rng([seed, _stream(split), _UTTERANCE, index])
+    who, said = _say(seed, split, index, generator)
+    size = round(len(said.spoken.wav) * _ratio(who.tract))
+    generator.standard_normal(acoustics.wobble_knots(size, _WOBBLE_PERIOD_S))  # as `_perform` does before the silences
+    return round((size + sum(_silences(generator))) / SAMPLE_RATE, 4)
 
 
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+class _Said(NamedTuple):
+    text: str
+    rate: float
+    pitch: int
+    spoken: espeak.Spoken
 
 
-def _utterances(seed: int, split: str, start: int) -> list[dict[str, Any]]:
-    return [utterance(seed, split, index) for index in range(start, start + _TASK_UTTERANCES)]
-
-
-def _processors() -> int:
-    """Processors that this process may use, fewer than the machine has under SLURM or in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _say(seed: int, split: str, index: int, generator: np.random.Generator) -> tuple[Speaker, _Said]:
+    """Who says what in an utterance, and eSpeak saying it."""
+    who = speaker(seed, split, index % SPEAKERS[split])
+    sentences = _sentences(generator)
+    rate = float(np.clip(who.rate * np.exp(0.1 * generator.standard_normal()) * who.tract, 90, 400))
+    pitch = int(np.clip(who.pitch + 6 * generator.standard_normal(), 0, 99))
+    text = " ".join(sentence.spoken for sentence in sentences)
+    spoken = espeak.speak(text, who.accent, who.voice, rate, pitch, who.pitch_range)
+    return who, _Said(" ".join(sentence.text for sentence in sentences), rate, pitch, spoken)
 
 
 def _stream(split: str) -> int:
@@ -243,15 +254,26 @@ def _perform(
     """Speech at 16 kHz through a vocal tract, with wandering speed, between two silences; and the map of its times.
 
     The map takes sample positions in `wav` to seconds in the result."""
-    ratio = tract * SAMPLE_RATE / espeak.ESPEAK_RATE
+    ratio = _ratio(tract)
     audio, times = acoustics.wobble(acoustics.resample(wav / 32768, ratio), _WOBBLE, _WOBBLE_PERIOD_S, generator)
-    before, after = (int(generator.uniform(*_SILENCE_S) * SAMPLE_RATE) for _ in range(2))
+    before, after = _silences(generator)
 
     def seconds(samples: Any) -> NDArray[np.float64]:
         moved = np.interp(np.asarray(samples) * ratio, times, np.arange(len(times)))
         return np.round((before + moved) / SAMPLE_RATE, 4)
 
     return np.pad(audio, (before, after)), seconds
+
+
+def _ratio(tract: float) -> float:
+    """Samples of an utterance to one of eSpeak's."""
+    return tract * SAMPLE_RATE / espeak.ESPEAK_RATE
+
+
+def _silences(generator: np.random.Generator) -> tuple[int, int]:
+    """Samples before and after the speech."""
+    before, after = (int(generator.uniform(*_SILENCE_S) * SAMPLE_RATE) for _ in range(2))
+    return before, after
 
 
 def _record(audio: Signal, generator: np.random.Generator) -> tuple[Signal, dict[str, float]]:

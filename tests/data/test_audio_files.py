@@ -231,17 +231,3 @@ def test_broken_files_are_logged_and_kept(tmp_path, caplog):
     assert data.on_before_batch_transfer(batch, 0) == {"places": []}
     assert data.broken == {"x.wav": "no audio samples"}
     assert "broken file x.wav: no audio samples" in caplog.text
-
-
-def test_odd_files_are_read_as_decoding_them_whole_reads_them(real_data):
-    folder = real_data / "odd" / "audio"
-    if not folder.is_dir():
-        pytest.skip("shared/data/odd is not there")
-    for name in find_audio(folder):
-        try:
-            whole = decode.audio((folder / name).read_bytes())
-        except decode.BadSample:
-            with pytest.raises(decode.BadSample):
-                list(stream(folder / name))
-        else:
-            torch.testing.assert_close(torch.cat(list(stream(folder / name))), whole, atol=1e-5, rtol=0)

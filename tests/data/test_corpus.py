@@ -1,4 +1,6 @@
 import io
+import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from mmflow.data import corpus as corpus_module
 from mmflow.data.corpus import Corpus, sidecar_path
 from mmflow.data.decode import BadSample
-from mmflow.data.make import make
+from mmflow.data.index import ShardIndex
+from mmflow.data.make import build_source, make
 from mmflow.data.spec import DataSpec
 from mmflow.data.writer import TarShard
-from tests.shards import encoded, noise, write_data_set, write_spec
+from tests.shards import encoded, film, noise, write_data_set, write_spec
+
+SPECS = Path(__file__).parents[2] / "data_specs"
 
 
 def opened(path: Path, split: str = "train", fields: tuple[str, ...] = ("audio",), **sidecars: str) -> Corpus:
@@ -38,6 +44,9 @@ def test_numbers_run_over_specs_shards_and_rows(tmp_path):
     sample = corpus.read(1)
     assert sample["__key__"] == "train-0-1"
     assert sample["__shard__"] == str(tmp_path / "one" / "train-000000.tar")
+    assert (sample["__spec__"], corpus.read(3)["__spec__"]) == ("one", "two")
+    assert sample["__seconds__"].keys() == {"audio", "text"}
+    assert min(sample["__seconds__"].values()) > 0
     assert sample["text"] == "HELLO"
     assert torch.equal(sample["audio"], torch.from_numpy(noise(0.2, 2) / 32768).float())
     assert [part.tolist() for part in corpus.by_shard(np.array([0, 2, 3]))] == [[0], [2], [3]]
@@ -197,7 +206,7 @@ def test_the_identity_tells_keys_lengths_and_shards_apart_but_not_places(tmp_pat
 
 def test_every_odd_audio_file_is_decoded_or_is_a_named_problem(tmp_path, real_data):
     """The folder of odd files, made into shards by the converter for folders of audio."""
-    spec = DataSpec.read(Path(__file__).parents[2] / "data_specs" / "audio_folder.yaml").with_root(tmp_path / "out")
+    spec = DataSpec.read(SPECS / "audio_folder.yaml").with_root(tmp_path / "out")
     counts = make(spec, real_data / "odd" / "audio")
     decoded, refused = {}, {}
     for split in counts:
@@ -258,6 +267,12 @@ def test_any_of_several_members_that_is_broken_is_a_problem(tmp_path):
         corpus.read(0)
 
 
+def test_several_texts_are_a_list_too(tmp_path):
+    shard = [{"1.txt": "B", "0.txt": "A", "note.txt": "C", "1000.txt": "D"}]
+    corpus = opened(write_data_set(tmp_path, {"train": [shard]}, fields={"captions": ["*.txt"]}), fields=("captions",))
+    assert corpus.read(0)["captions"] == ["A", "B"]
+
+
 def test_shards_without_any_numbered_member_are_refused(tmp_path):
     path = write_data_set(tmp_path, {"train": [[{"jpg": picture(1), "one.jpg": picture(1)}]]}, fields={"a": ["*.jpg"]})
     with pytest.raises(
@@ -290,3 +305,183 @@ def test_documents_may_have_more_members_than_a_shard_may_have_extensions(tmp_pa
     document = {"doc.json": [{"image": name} for name in names]} | dict.fromkeys(names, picture(1))
     path = write_data_set(tmp_path, {"train": [[document]]}, fields={"document": ["doc.json"]})
     assert len(opened(path, fields=("document",)).read(0)["document"]) == 100
+
+
+# ---- what is read when
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The parts of stored indexes that are read from now on."""
+    parts: list[str] = []
+    read = ShardIndex._bytes
+
+    def watching(self: ShardIndex, part: str, start: int, size: int) -> bytes:
+        parts.append(part)
+        return read(self, part, start, size)
+
+    monkeypatch.setattr(ShardIndex, "_bytes", watching)
+    return parts
+
+
+def test_opening_and_telling_apart_reads_no_key_and_no_table(tmp_path, monkeypatch):
+    path = write_data_set(tmp_path, {"train": [[0.1, 0.2], [0.3]]})
+    write_sidecar(tmp_path / "units", "train-000000.tar", ["train-0-0", "train-0-1"])
+    folder = write_sidecar(tmp_path / "units", "train-000001.tar", ["train-1-0"])
+    parts = watched(monkeypatch)
+    corpus = opened(path, fields=("audio", "text", "units"), units=folder)
+    assert (len(corpus), corpus.problems(), corpus.identity["samples"]) == (3, {}, 3)
+    assert corpus.timed.all()
+    corpus.sources(np.arange(3), None)
+    assert parts == []
+    assert corpus.seconds.tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert set(parts) == {"measured"}
+
+
+def test_samples_without_a_length_take_no_memory_for_it(tmp_path):
+    corpus = opened(write_data_set(tmp_path, {"train": [[0.1, 0.2]]}), fields=("text",))
+    assert corpus.seconds.tolist() == [0.0, 0.0]
+    assert corpus.seconds.strides == (0,)
+    assert not corpus.timed.any()
+    assert corpus.num_samples.tolist() == [1600, 3200]
+
+
+def test_the_identity_knows_the_order_in_which_the_members_of_a_field_are_taken(tmp_path):
+    shard = [{"flac": encoded(noise(0.1)), "wav": encoded(noise(0.2), "wav")}]
+    one = opened(write_data_set(tmp_path, {"train": [shard]}))
+    other = opened(write_spec(tmp_path / "toy", tmp_path, fields={"audio": ["wav", "flac"]}))
+    assert one.seconds.tolist() != other.seconds.tolist()
+    assert one.identity["hash"] != other.identity["hash"]
+
+
+def test_a_sample_in_which_another_member_is_broken_can_be_used(tmp_path):
+    shard = [{"flac": encoded(noise(0.1)), "wav": b"junk"}, {"wav": b"junk"}, {"wav": encoded(noise(0.2), "wav")}]
+    corpus = opened(write_data_set(tmp_path, {"train": [shard]}))
+    assert corpus.problems() == {1: "not readable audio: Format not recognised."}
+    assert corpus.num_samples.tolist() == [1600, 0, 3200]
+
+
+# ---- videos
+
+
+def test_seconds_are_those_of_the_audio_or_else_of_the_video(tmp_path):
+    shard = [{"mp4": film(0.5), "flac": encoded(noise(0.1))}, {"mp4": b"junk", "flac": encoded(noise(0.2))}]
+    path = write_data_set(tmp_path, {"train": [shard]}, fields={"video": ["webm", "mp4"], "audio": ["flac"]})
+    assert opened(path, fields=("video",)).seconds.tolist() == [0.5, 0.0]
+    assert opened(path, fields=("video",)).problems().keys() == {1}
+    assert opened(path, fields=("video", "audio")).seconds.tolist() == pytest.approx([0.1, 0.2])
+    assert opened(path, fields=("video",)).identity != opened(path, fields=("audio",)).identity
+
+
+def test_several_sounds_of_a_sample_have_no_length(tmp_path):
+    path = write_data_set(tmp_path, {"train": [[{"0.flac": encoded(noise(0.1))}]]}, fields={"audio": ["*.flac"]})
+    corpus = opened(path)
+    assert (corpus.seconds.tolist(), corpus.num_samples.tolist(), corpus.timed.tolist()) == ([0], [0], [False])
+
+
+# ---- specs that hold only some of the fields
+
+
+def two_kinds(folder: Path) -> list[DataSpec]:
+    spoken = write_data_set(folder, {"train": [[0.1]]}, "spoken", fields={"audio": ["flac"], "text": ["txt"]})
+    shard = [{"jpg": picture(3), "txt": "A"}, {"jpg": picture(4)}]
+    return [
+        DataSpec.read(spoken),
+        DataSpec.read(write_data_set(folder, {"train": [shard]}, "shown", fields={"image": ["jpg"], "text": ["txt"]})),
+    ]
+
+
+def test_a_field_may_be_absent_from_a_spec_of_a_partial_corpus(tmp_path):
+    specs = two_kinds(tmp_path)
+    corpus = Corpus(specs, "train", ["audio", "image", "text"], partial=True)
+    assert corpus.problems() == {2: "no text: none of ['txt']"}
+    assert [corpus.read(number).keys() - {"__key__", "__shard__", "__spec__", "__seconds__"} for number in (0, 1)] == [
+        {"audio", "text"}, {"image", "text"}
+    ]  # fmt: skip
+    assert corpus.seconds.tolist() == pytest.approx([0.1, 0, 0])
+    assert corpus.timed.tolist() == [True, False, False]
+    with pytest.raises(ValueError, match=r"shown\.yaml has no field 'audio', only \['image', 'text'\]; add it"):
+        Corpus(specs, "train", ["audio", "text"])
+
+
+def test_a_field_that_no_spec_has_or_a_spec_without_any_is_refused_in_a_partial_corpus(tmp_path):
+    specs = two_kinds(tmp_path)
+    with pytest.raises(ValueError, match=r"spoken\.yaml has no field 'vidoe', only \['audio', 'text'\]; add it"):
+        Corpus(specs, "train", ["text", "vidoe"], partial=True)
+    with pytest.raises(
+        ValueError, match=r"shown\.yaml has none of the fields \['audio'\], only \['image', 'text'\]; leave the spec"
+    ):
+        Corpus(specs, "train", ["audio"], partial=True)
+
+
+# ---- names
+
+
+def test_names_show_no_credentials(tmp_path, monkeypatch):
+    path = write_data_set(tmp_path, {"train": [[0.1], [0.2], [{"txt": "no audio"}]]})
+    local = opened(path, fields=("text",)).shards
+    urls = ["https://me:secret@host/0.tar?sig=secret", "https://host/get?file=1&sig=secret", "https://host/get?file=2"]
+    for index, url in zip(local, urls, strict=True):
+        index.path = url
+    monkeypatch.setattr(corpus_module, "open_shards", lambda *_: local)
+    corpus = opened(path, fields=("text",))
+    assert corpus.names == list(corpus.paths) == ["https://host/0.tar?", "https://host/get?", "https://host/get?#2"]
+    assert corpus.name(2) == ("https://host/get?#2", "train-2-0")
+    assert "secret" not in str(corpus.identity)
+    with pytest.raises(ValueError, match=r"^https://host/get\?#2 has no audio: ") as caught:
+        opened(path)
+    assert "secret" not in str(caught.value)
+
+
+# ---- shards as img2dataset downloads them
+
+
+def write_downloaded(folder: Path, number: int, count: int) -> None:
+    """A shard of pictures and captions as img2dataset downloads them, and the files that it puts beside it."""
+    with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+        for place in range(count):
+            key = f"{number:05d}{place:04d}"
+            file = io.BytesIO()
+            Image.new("RGB", (6, 4), (number, place, 0)).save(file, "JPEG")
+            info = {"caption": f"caption {key}", "url": "http://x/y.jpg", "key": key, "status": "success", "exif": "{}"}
+            for extension, data in (
+                ("jpg", file.getvalue()),
+                ("json", json.dumps(info, indent=4).encode()),
+                ("txt", f"caption {key}".encode()),
+            ):
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    (folder / f"{number:05d}.parquet").write_bytes(b"PAR1")
+    (folder / f"{number:05d}_stats.json").write_text("{}")
+
+
+@pytest.fixture
+def downloaded(tmp_path):
+    for number, count in ((0, 2), (17, 1), (97, 1), (98, 2), (99, 1), (199, 1)):
+        write_downloaded(tmp_path, number, count)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["cc12m_shards", "laion_shards"])
+def test_every_shard_is_in_one_split_by_its_number(downloaded, name):
+    spec = DataSpec.read(SPECS / f"{name}.yaml").with_root(downloaded)
+    names = {split: [Path(path).stem for path in spec.shards(split)] for split in ("train", "validation", "test")}
+    assert names == {"train": ["00000", "00017", "00097"], "validation": ["00098"], "test": ["00099", "00199"]}
+
+
+@pytest.mark.parametrize("name", ["cc12m_shards", "laion_shards"])
+def test_captions_pictures_and_what_is_known_are_read(downloaded, name):
+    spec = DataSpec.read(SPECS / f"{name}.yaml").with_root(downloaded)
+    corpus = Corpus([spec], "train", ["image", "text", "info"])
+    assert (len(corpus), corpus.problems()) == (4, {})
+    samples = [corpus.read(number) for number in range(4)]
+    assert [sample["text"] for sample in samples] == [
+        f"caption {key}" for key in ("000000000", "000000001", "000170000", "000970000")
+    ]
+    assert samples[1]["info"]["key"] == samples[1]["__key__"] == "000000001"
+    assert {(sample["image"].width, sample["image"].height) for sample in samples} == {(6, 4)}
+
+
+def test_there_is_nothing_to_make():
+    with pytest.raises(ValueError, match=r"cc12m_shards\.yaml says nothing under make"):
+        build_source(DataSpec.read(SPECS / "cc12m_shards.yaml"))

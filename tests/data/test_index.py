@@ -1,8 +1,11 @@
 import io
 import logging
 import os
+import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from mmflow.data import index as index_module
 from mmflow.data.decode import BadSample
 from mmflow.data.index import build, open_shard, open_shards
 from mmflow.data.pictures import Picture
-from tests.shards import cut_flac, encoded, noise
+from tests.shards import cut_flac, encoded, film, noise
 
 Members = Iterable[tuple[str, bytes]]
 
@@ -98,7 +101,11 @@ def test_length_of_audio_is_in_the_index_for_each_of_its_members(tmp_path):
     assert index.frames["flac"].tolist() == [8000, 0, 16_000, 0]
     assert index.rates["flac"].tolist() == [16_000, 0, 16_000, 0]
     assert index.frames["far.wav"].tolist() == [2000, 0, 0, 0]
-    assert index.problems == {"flac": {"b": "not readable audio: Format not recognised."}, "far.wav": {}}
+    assert index.problems == {"flac": {1: "not readable audio: Format not recognised."}}
+    assert index.broken == {"flac": 1}
+    assert index.counts == {"flac": 3, "far.wav": 1, "txt": 1}
+    assert index.measured("flac").tolist() == [[8000, 16_000], [0, 0], [16_000, 16_000]]
+    assert index.has("flac").tolist() == [True, True, True, False]
 
 
 def picture(width: int, height: int, format: str = "PNG", orientation: int = 1) -> bytes:
@@ -132,17 +139,15 @@ def test_upright_sizes_of_pictures_are_in_the_index(tmp_path):
     assert set(index.frames) == set(index.rates) == {"wav"}
     assert set(index.widths) == set(index.heights) == {"jpg", "0.png", "webp"}
     assert index.problems == {
-        "jpg": {"c": "not a JPEG, PNG or WebP picture: it begins with b'<html>404</h'"},
-        "0.png": {"b": "not a JPEG, PNG or WebP picture: it begins with b''"},
-        "webp": {},
-        "wav": {},
+        "jpg": {2: "not a JPEG, PNG or WebP picture: it begins with b'<html>404</h'"},
+        "0.png": {1: "not a JPEG, PNG or WebP picture: it begins with b''"},
     }
 
 
 def test_no_picture_is_decoded_to_be_indexed(tmp_path, monkeypatch):
     shard = write_tar(tmp_path / "a.tar", [("a.jpg", picture(30, 20, "JPEG")), ("a.png", picture(30, 20))])
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
-    assert open_shard(shard).problems == {"jpg": {}, "png": {}}
+    assert open_shard(shard).problems == {}
 
 
 def test_sizes_of_odd_pictures_are_those_of_reading_them(tmp_path, real_data):
@@ -157,7 +162,7 @@ def test_sizes_of_odd_pictures_are_those_of_reading_them(tmp_path, real_data):
         except BadSample as error:
             expected, problem = (0, 0), str(error)
         assert (index.widths[extension][row], index.heights[extension][row]) == expected, path.name
-        assert index.problems[extension].get(f"k{row}") == problem
+        assert index.problems.get(extension, {}).get(row) == problem
     assert len(paths) == 17
 
 
@@ -190,6 +195,126 @@ def test_an_index_stands_beside_its_shard_and_is_read_again(tmp_path, monkeypatc
         assert {name: values.tolist() for name, values in ours.items()} == {n: v.tolist() for n, v in theirs.items()}
 
 
+def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of what is read through `os.pread` from now on."""
+    sizes: list[int] = []
+    pread = os.pread
+
+    def counting(handle: int, size: int, offset: int) -> bytes:
+        sizes.append(size)
+        return pread(handle, size, offset)
+
+    monkeypatch.setattr(os, "pread", counting)
+    return sizes
+
+
+def test_opening_reads_a_header_and_one_sample_its_own_few_bytes(tmp_path, monkeypatch):
+    shard = write_tar(tmp_path / "a.tar", [(f"k{i}.{e}", b"x") for i in range(2000) for e in ("txt", "json")])
+    open_shard(shard)
+    monkeypatch.setattr(index_module, "build", lambda *_: pytest.fail("built again"))
+    sizes = counted_reads(monkeypatch)
+    index = open_shard(shard)
+    assert (len(index), index.counts, sizes) == (2000, {"txt": 2000, "json": 2000}, [0])
+    key, members = index.sample(1234)
+    assert key == "k1234"
+    assert members["json"] == (members["txt"][0] + 1024, 1)
+    assert sum(sizes) < 2000  # of the index's 135 kB: the header once more, 32 + 48 + 5 bytes
+    assert (tmp_path / "a.tar.idx").stat().st_size > 130_000
+
+
+def test_a_header_of_any_length_is_read(tmp_path):
+    members = [(f"k.{i}.jpg", b"") for i in range(1000)]
+    shard = write_tar(tmp_path / "a.tar", members)
+    for _ in range(2):
+        index = open_shard(shard)
+        assert len(index.counts) == 1000
+        assert index.sample(0)[1].keys() == {f"{i}.jpg" for i in range(1000)}
+
+
+def test_an_index_grows_with_its_members_and_not_with_samples_times_extensions(tmp_path):
+    numbered = [(f"k{i}.{i}.{kind}", b"") for i in range(1000) for kind in ("jpg", "ogg")]
+    index = open_shard(write_tar(tmp_path / "a.tar", numbered))
+    assert (len(index), len(index.counts)) == (1000, 2000)
+    assert (tmp_path / "a.tar.idx").stat().st_size < 400_000  # dense tables of 8 bytes would take 64 MB
+    assert index.offsets["7.ogg"][7] > 0
+    assert (index.offsets["7.ogg"] >= 0).sum() == 1
+
+
+def test_the_last_of_two_members_of_one_name_counts_and_it_is_told(tmp_path, caplog):
+    members = [("a.txt", b"first"), ("b.txt", b"B"), ("a.txt", b"second"), ("b.json", b"{}"), ("a.TXT", b"third")]
+    shard = write_tar(tmp_path / "a.tar", members)
+    assert content(shard) == {"a": {"txt": b"third"}, "b": {"txt": b"B", "json": b"{}"}}
+    assert (
+        "a.tar: 2 members come again under the same name, first 'a.txt'; the last of each name is used" in caplog.text
+    )
+
+
+def test_digests_tell_keys_and_lengths_apart(tmp_path):
+    def digests(*members: tuple[str, bytes]) -> tuple[str, str]:
+        index = build(write_tar(tmp_path / "a.tar", members))
+        return index.keys_digest, index.lengths_digest
+
+    long, short = encoded(noise(0.2)), encoded(noise(0.1))
+    keys, lengths = digests(("a.flac", long), ("b.flac", short))
+    assert digests(("a.flac", long), ("a.txt", b"A"), ("b.flac", encoded(noise(0.1, 7)))) == (keys, lengths)
+    assert digests(("a.flac", short), ("b.flac", long))[0] == keys
+    assert digests(("a.flac", short), ("b.flac", long))[1] != lengths
+    assert digests(("a.wav", encoded(noise(0.2), "wav")), ("b.flac", short))[1] != lengths
+    assert digests(("b.flac", long), ("a.flac", short))[0] != keys
+    assert digests(("ab.flac", long), ("c.flac", short))[0] != digests(("a.flac", long), ("bc.flac", short))[0]
+
+
+def test_lengths_of_videos_are_in_the_index(tmp_path):
+    members = [("a.mp4", film(2.0, 25)), ("b.mp4", b"no video"), ("c.mp4", film(0.5, 10)), ("d.txt", b"")]
+    index = open_shard(write_tar(tmp_path / "a.tar", members))
+    assert index.frames["mp4"].tolist() == [50, 0, 5, 0]
+    assert index.seconds["mp4"].tolist() == [2.0, 0.0, 0.5, 0.0]
+    assert set(index.seconds) == {"mp4"}
+    assert index.problems["mp4"].keys() == {1}
+    assert index.problems["mp4"][1].startswith("not readable video: ")
+
+
+def test_the_pictures_of_a_video_are_not_read_to_be_indexed(tmp_path, monkeypatch):
+    long = film(1.0) + b"\0\0\0\0free" + bytes(2**22)  # a box to the end of the file
+    shard = write_tar(tmp_path / "a.tar", [("a.mp4", long)])
+    sizes = counted_reads(monkeypatch)
+    assert build(shard).seconds["mp4"].tolist() == [1.0]
+    assert sum(sizes) < 2**20
+
+
+def test_a_million_small_members_take_bounded_memory(tmp_path, monkeypatch):
+    """Here 5,000; that the tar's own list is emptied is what bounds the memory for more."""
+    shard = write_tar(tmp_path / "a.tar", [(f"{i}.txt", b"") for i in range(5_000)])
+    tracemalloc.start()
+    assert len(build(shard)) == 5_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6  # 800 bytes each; with the list it would be 2,000
+
+
+def test_open_files_stay_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "_open", lru_cache(4)(index_module._open_checked))
+    monkeypatch.setattr(index_module, "_open_stored", lru_cache(4)(index_module._open_stored.__wrapped__))
+    shards = [write_tar(tmp_path / f"{i}.tar", [("a.txt", b"%d" % i)]) for i in range(20)]
+    indexes = open_shards(shards)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert [index.read(0, "txt") for index in indexes] == [b"%d" % i for i in range(20)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 8
+    assert index_module.OPEN_COPIES == 16
+
+
+def test_rows_behind_the_last_are_an_error(tmp_path):
+    index = open_shard(write_tar(tmp_path / "a.tar", [("a.txt", b"A")]))
+    for row in (1, -1):
+        with pytest.raises(IndexError, match=f"row {row} of 1"):
+            index.key(row)
+
+
+def test_an_index_can_be_sent_to_another_process(tmp_path):
+    index = open_shard(write_tar(tmp_path / "a.tar", [("a.txt", b"A")]))
+    assert pickle.loads(pickle.dumps(index)).read(0, "txt") == b"A"
+
+
 def test_a_changed_shard_gets_a_new_index(tmp_path):
     shard = write_tar(tmp_path / "a.tar", [("a.txt", b"old")])
     assert content(shard) == {"a": {"txt": b"old"}}
@@ -206,22 +331,57 @@ def test_a_shard_replaced_under_a_running_program_is_an_error(tmp_path):
         index.read(0, "txt")
 
 
+def test_a_shard_replaced_by_one_as_large_is_an_error(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"old")])
+    index = open_shard(shard)
+    os.utime(write_tar(tmp_path / "a.tar", [("a.txt", b"new")]), ns=(1, 1))
+    with pytest.raises(ValueError, match=r"a\.tar was written again after it was indexed; start again"):
+        index.read(0, "txt")
+
+
+def test_an_index_replaced_under_a_running_program_is_an_error(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"old")])
+    index = open_shard(shard)
+    write_tar(tmp_path / "a.tar", [("a.txt", b"A"), ("b.txt", b"B")])
+    open_shard(shard)
+    with pytest.raises(ValueError, match=r"a\.tar\.idx was made again for another shard of this name .*; start again"):
+        index.read(0, "txt")
+
+
 def test_a_damaged_index_is_built_again(tmp_path):
     shard = write_tar(tmp_path / "a.tar", [("a.txt", b"A")])
     open_shard(shard)
-    (tmp_path / "a.tar.idx").write_bytes(b"junk")
-    assert open_shard(shard).keys == ["a"]
-    assert (tmp_path / "a.tar.idx").read_bytes() != b"junk"
+    place = tmp_path / "a.tar.idx"
+    whole = place.read_bytes()
+    header = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+    other = header.replace(rb"mtime_ns\": \"", rb"mtime_ns\": \"1")
+    for damaged in (
+        b"",
+        b"junk",
+        b"\xff" * 100,
+        whole[:100],
+        whole[:-1],
+        whole + b"x",
+        len(other).to_bytes(8, "little") + other + whole[8 + len(header) :],
+        len(b"[1]").to_bytes(8, "little") + b"[1]",
+        whole.replace(b"samples", b"sample5"),
+        whole.replace(rb"version\": \"4", rb"version\": \"3"),
+    ):
+        assert damaged != whole
+        place.write_bytes(damaged)
+        index_module._open_stored.cache_clear()
+        assert open_shard(shard).keys == ["a"]
+        assert place.read_bytes() == whole
 
 
 def test_the_index_goes_to_the_cache_where_the_folder_cannot_be_written(tmp_path, cache, monkeypatch):
     shard = write_tar(tmp_path / "a.tar", [("a.txt", b"A")])
     save = index_module._save
 
-    def refuse(index: Any, path: Path, stamp: Any) -> None:  # root may write anywhere, so the mode does not do
+    def refuse(index: Any, path: Path) -> None:  # root may write anywhere, so the mode does not do
         if path.parent == tmp_path:
             raise PermissionError(13, "Permission denied", str(path))
-        save(index, path, stamp)
+        save(index, path)
 
     monkeypatch.setattr(index_module, "_save", refuse)
     open_shard(shard)
@@ -238,7 +398,8 @@ def test_an_index_that_can_be_stored_nowhere_is_used_all_the_same(tmp_path, monk
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(index_module, "_save", refuse)
-    assert [index.keys for index in open_shards([shard])] == [["a"]]
+    (index,) = open_shards([shard])
+    assert (index.keys, index.read(0, "txt")) == (["a"], b"A")
 
 
 def test_what_is_no_tar_is_named(tmp_path):
@@ -311,7 +472,7 @@ def test_a_shard_that_loses_its_end_later_costs_the_samples_there(tmp_path):
 def test_a_member_that_is_too_large_is_a_bad_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "MAX_MEMBER_BYTES", 1000)
     index = open_shard(write_tar(tmp_path / "a.tar", [("a.wav", encoded(noise(1.0), "wav")), ("a.txt", b"A")]))
-    assert index.problems == {"wav": {"a": "32044 bytes, more than 1000"}}
+    assert index.problems == {"wav": {0: "32044 bytes, more than 1000"}}
     with pytest.raises(BadSample, match=r"\.wav has 32044 bytes, more than 1000"):
         index.read(0, "wav")
 

@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ rules = st.one_of(
 
 
 def corpus(sizes: list[list[int]], seed: int) -> tuple[list[Source], np.ndarray]:
-    """Sources whose shards have these sizes, and lengths between 0.1 and 3."""
+    """Sources whose shards have these sizes, every second one as a range, and lengths between 0.1 and 3."""
     count = sum(map(sum, sizes))
     cuts = np.cumsum(list(itertools.chain(*sizes)))[:-1]
     shards = iter(np.split(np.arange(count), cuts))
-    sources = [Source([next(shards) for _ in source]) for source in sizes]
+    pieces = [[next(shards) for _ in source] for source in sizes]
+    sources = [Source([range(p[0], p[-1] + 1) if p[0] % 2 else p for p in source]) for source in pieces]
     return sources, np.random.default_rng(seed).uniform(0.1, 3.0, count)
 
 
@@ -35,6 +37,48 @@ def plans(draw: Any) -> Plan:
         sizes[0].append(short)
     sources, lengths = corpus(sizes, seed)
     return Plan(sources, lengths, rule, lanes, seed, window=draw(st.sampled_from([1, 5, 8192])))
+
+
+@st.composite
+def weighted(draw: Any) -> Plan:
+    plan = draw(plans())
+    weights = [draw(st.one_of(st.none(), st.floats(0.01, 100))) for _ in plan.sources]
+    sources = [Source(source.shards, weight) for source, weight in zip(plan.sources, weights, strict=True)]
+    return Plan(sources, plan.lengths, plan.rule, plan.lanes, plan.seed, plan.window)
+
+
+def straightforward(plan: Plan, epoch: int) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """The order of an epoch and all batches of each lane, made whole as the module's description says."""
+    counts = np.array([len(source) for source in plan.sources])
+    weights = np.array([c if s.weight is None else s.weight for s, c in zip(plan.sources, counts, strict=True)])
+    shares = np.rint(counts.sum() * weights / weights.sum()).astype(int).tolist()
+    entries = []  # (place in the epoch, source, sample)
+    for number, (source, share) in enumerate(zip(plan.sources, shares, strict=True)):
+        walk: list[int] = []
+        for turn in itertools.count():
+            if len(walk) >= (epoch + 1) * share:
+                break
+            shards = np.random.default_rng([plan.seed, 1, number, turn]).permutation(len(source.shards))
+            walk += [int(i) for shard in shards for i in source.shards[shard]]
+        own = walk[epoch * share : (epoch + 1) * share]
+        entries += [((i + 0.5) / share, number, i, sample) for i, sample in enumerate(own)]
+    order = np.array([sample for *_, sample in sorted(entries)])
+    lanes = []
+    for lane in range(plan.lanes):
+        segment = order[lane * len(order) // plan.lanes : (lane + 1) * len(order) // plan.lanes]
+        mixed, batches = np.empty(0, dtype=int), []
+        for window in range(-(-len(segment) // plan.window)):
+            draw = np.random.default_rng([plan.seed, 2, epoch, lane] + [window] * (window > 0))
+            shuffled = draw.permutation(segment[window * plan.window : (window + 1) * plan.window])
+            mixed = np.concatenate([mixed, shuffled])
+            if plan.rule.size is None:
+                cut = plan.rule.cut(shuffled, plan.lengths)
+                batches += [cut[i] for i in draw.permutation(len(cut))]
+        if plan.rule.size is not None:
+            batches = [mixed[i : i + plan.rule.size] for i in range(0, len(mixed), plan.rule.size)]
+            batches = [batch for batch in batches if len(batch) == plan.rule.size]
+        lanes.append(batches)
+    return order, lanes
 
 
 def divisors(lanes: int) -> list[int]:
@@ -51,6 +95,94 @@ def test_every_sample_comes_once_in_an_epoch_or_is_in_the_remainder(plan, epoch)
     used = np.concatenate(list(itertools.chain(*plan.epoch(epoch))))
     everything = np.concatenate([used, plan.remainder(epoch)])
     assert sorted(everything.tolist()) == list(range(len(plan.lengths)))
+
+
+@quick
+@given(weighted(), st.integers(0, 3), st.data())
+def test_what_is_made_when_needed_is_what_would_be_made_at_once(plan, epoch, data):
+    order, lanes = straightforward(plan, epoch)
+    assert plan.order(epoch).tolist() == order.tolist()
+    assert plan.drawn == len(order)
+    steps = min(map(len, lanes))
+    assert plan.steps(epoch) == steps
+    assert plan.left_over(epoch) == len(order) - sum(len(batch) for lane in lanes for batch in lane[:steps])
+    whole = [[batch.tolist() for batch in lane[:steps]] for lane in lanes]
+    assert [[batch.tolist() for batch in lane] for lane in plan.epoch(epoch)] == whole
+    before = sum(plan.steps(earlier) for earlier in range(epoch))
+    i = data.draw(st.integers(0, steps - 1)) if steps else 0
+    rest = [(epoch, before + j, lane, tuple(whole[lane][j])) for j in range(i, steps) for lane in range(plan.lanes)]
+    alone = Plan(plan.sources, plan.lengths, plan.rule, plan.lanes, plan.seed, plan.window)  # nothing remembered
+    micros = itertools.islice(alone.micro_batches(before + i), len(rest))
+    assert [(m.epoch, m.step, m.lane, m.ids) for m in micros] == rest
+
+
+@quick
+@given(weighted(), st.integers(1, 4))
+def test_any_piece_of_an_order_is_that_piece(plan, epoch):
+    order = plan.order(epoch)
+    for start in range(0, len(order), 3):
+        for end in (start, start + 1, min(start + 7, len(order)), len(order)):
+            assert plan._ordered(epoch, start, end).tolist() == order[start:end].tolist()
+
+
+@quick
+@given(st.lists(st.lists(st.floats(0, 5), min_size=6, max_size=6), min_size=1, max_size=5), st.floats(0.5, 20))
+def test_batches_are_counted_as_they_are_cut(rows, bound):
+    rule, costs = BatchRule(length=bound), np.array(rows)
+    cuts = [len(rule.cut(np.arange(6), row)) for row in costs]
+    assert rule.count(costs).tolist() == cuts
+
+
+def hundred_million(rule: BatchRule, lanes: int, weights: tuple[float | None, ...] = (None,)) -> Plan:
+    shards = [range(i, i + 10_000) for i in range(0, 100_000_000, 10_000)]
+    sources = [Source(shards[i :: len(weights)], weight) for i, weight in enumerate(weights)]
+    return Plan(sources, np.broadcast_to(1.0, 100_000_000), rule, lanes)
+
+
+@pytest.mark.parametrize("weights", [(None,), (1.0, 2.5, 0.1)])
+def test_a_run_over_a_hundred_million_samples_goes_on_in_the_middle_of_an_epoch(weights, monkeypatch):
+    taken = []
+    ordered = Plan._ordered
+    monkeypatch.setattr(
+        Plan, "_ordered", lambda plan, epoch, a, b: (taken.append(b - a), ordered(plan, epoch, a, b))[1]
+    )
+    plan = hundred_million(BatchRule(size=32), 8, weights)
+    step = plan.steps(0) + plan.steps(1) // 2
+    tracemalloc.start()
+    micros = first(plan, 3, step)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [(micro.epoch, micro.step, micro.lane) for micro in micros[7:9]] == [(1, step, 7), (1, step + 1, 0)]
+    seen = [number for micro in micros for number in micro.ids]
+    assert len(set(seen)) == 3 * 8 * 32
+    assert plan.steps(0) == sum(plan.shares) // 8 // 32
+    assert plan.left_over(0) == sum(plan.shares) - plan.steps(0) * 8 * 32
+    assert taken == [8192] * 8  # one window for each lane
+    assert peak < 4e6
+
+
+def test_a_hundred_million_samples_in_a_hundred_steps_touch_each_of_their_windows_once(monkeypatch):
+    asked = []
+    window = Plan._window
+    monkeypatch.setattr(Plan, "_window", lambda *place: (asked.append(place[1:]), window(*place))[1])
+    plan = hundred_million(BatchRule(size=250), 4)
+    seen = [number for micro in first(plan, 100, 5000) for number in micro.ids]
+    assert len(seen) == len(set(seen)) == 100_000
+    assert len(asked) == len(set(asked)) <= 4 * (25_000 // 8192 + 2)
+
+
+def test_counting_batches_by_length_holds_a_million_samples_at_a_time():
+    count = 5_000_000
+    lengths = np.tile(np.linspace(1, 16, 8192), count // 8192 + 1)[:count]
+    plan = Plan([Source([range(count)])], lengths, BatchRule(length=320.0))
+    tracemalloc.start()
+    steps = plan.steps(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert steps == (count // 8192) * len(plan.rule.cut(np.arange(8192), lengths)) + len(
+        plan.rule.cut(np.arange(count % 8192), lengths)
+    )
+    assert peak < 2**20 * 8 * 12
 
 
 @quick

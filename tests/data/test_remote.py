@@ -511,7 +511,7 @@ def test_the_cache_stays_within_its_bound_and_forgets_what_was_used_longest_ago(
         fetch(f"{server.url}/{name}").close()
     fetch(f"{server.url}/d").close()
     assert sorted(path.read_bytes()[:1] for path in copies()) == [b"a", b"b", b"d"]
-    monkeypatch.setenv("MMFLOW_CACHE_BYTES", "10")
+    monkeypatch.setenv("MMFLOW_CACHE_BYTES", "1000")
     fetch(f"{server.url}/c").close()
     assert [path.read_bytes()[:1] for path in copies()] == [b"c"]  # the one that was asked for stays
     assert server.requests == {"/a": 1, "/b": 1, "/c": 2, "/d": 1}

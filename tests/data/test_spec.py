@@ -147,6 +147,8 @@ def test_commands_are_passed_on_when_allowed():
         ("make: {init_args: {}}", "make.class_path is None, must be the import path of a class"),
         ("make: {class_path: a.B, init_args: [1]}", r"make.init_args is \[1\], must be a mapping"),
         ("make: LibriSpeech", "make is 'LibriSpeech', must be a mapping"),
+        ("make: {class_path: a.B, samples_per_shard: 0}", "make.samples_per_shard is 0, must be a number from 1 up"),
+        ("make: {class_path: a.B, samples_per_shard: true}", "make.samples_per_shard is True, must be"),
         ("name: 5", "name is 5, must be text"),
         ("root:", "root is None, must be text"),
         ("splits: {}", "splits is {}, must be"),

@@ -3,7 +3,6 @@ import itertools
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import soundfile
 import yaml
 
 from mmflow.world.espeak import PHONES
-from mmflow.world.speech import SPEAKERS, WorldSpeech, speaker, utterance
+from mmflow.world.speech import SPEAKERS, WorldSpeech, duration, speaker, utterance
 
 VOWELS = {"AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"}
 
@@ -26,52 +25,27 @@ def audio(sample):
     return soundfile.read(io.BytesIO(sample["flac"]))[0]
 
 
-def test_the_corpus_is_the_same_bytes_for_any_number_of_workers():
-    one = list(WorldSpeech(0.7, 0.1, 0.05, seed=3, workers=1).samples())
-    two = list(WorldSpeech(0.7, 0.1, 0.05, seed=3, workers=2).samples())
+def test_the_corpus_is_the_same_for_any_number_of_workers(monkeypatch):
+    monkeypatch.setattr("mmflow.world.speech._SERIAL_MINUTES", 0)
+    one = WorldSpeech(0.7, 0.1, 0.05, seed=3, workers=1).items()
+    two = WorldSpeech(0.7, 0.1, 0.05, seed=3, workers=2).items()
     assert one == two
-    assert [split for split, _ in itertools.groupby(split for split, _ in one)] == ["train", "validation", "test"]
-    assert one[0] == ("train", utterance(3, "train", 0))
+    assert [split for split, _ in itertools.groupby(item.split for item in one)] == ["train", "validation", "test"]
+    assert one[0].sample() == utterance(3, "train", 0)
 
 
 def test_a_split_ends_with_the_utterance_that_fills_its_minutes():
-    samples = [sample for _, sample in WorldSpeech(0.5, 0, 0, workers=1).samples()]
+    items = WorldSpeech(0.5, 0, 0).items()
+    samples = [item.sample() for item in items]
     seconds = [len(audio(sample)) / 16_000 for sample in samples]
     assert sum(seconds[:-1]) < 30 <= sum(seconds)
     assert [sample["__key__"] for sample in samples] == [f"train-{index:06d}" for index in range(len(samples))]
+    assert sum(len(sample["flac"]) for sample in samples) == pytest.approx(sum(item.size for item in items), rel=0.3)
 
 
-def test_a_reader_may_stop_early():
-    samples = WorldSpeech(60, 10, 10, workers=1).samples()
-    assert next(samples)[0] == "train"
-    samples.close()
-
-
-PARENT = """
-import multiprocessing, os, signal
-from mmflow.world.speech import WorldSpeech
-if __name__ == "__main__":
-    next(samples := WorldSpeech(5, 0, 0, workers=2).samples())
-    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_workers_leave_when_the_parent_is_killed(tmp_path):
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    killed = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=False)
-    workers = killed.stdout.split()
-    assert len(workers) == 2
-    deadline = time.monotonic() + 60
-    while any(is_running(worker) for worker in workers):
-        assert time.monotonic() < deadline, f"workers {workers} still run after their parent was killed"
-        time.sleep(0.05)
-
-
-def is_running(pid):
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+def test_the_length_is_known_without_making_the_audio(utterances):
+    expected = [sample["json"]["phones"][-1][1] for sample in utterances]
+    assert [duration(0, split, index) for split in SPEAKERS for index in range(20)] == expected
 
 
 def test_another_seed_gives_other_speakers_and_sentences(utterances):

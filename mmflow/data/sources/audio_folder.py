@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
-from mmflow.data.sources.items import unique_keys
+from mmflow.data.sources.items import Item, unique_keys
 from mmflow.data.sources.layout import LeftOut, files
-from mmflow.data.sources.recordings import AUDIO_ENDINGS, Recording, read_lines
-from mmflow.data.sources.splits import SPLIT_OF, complete
+from mmflow.data.sources.recordings import AUDIO_ENDINGS, read_lines, recording
+from mmflow.data.sources.splits import SPLIT_OF, listed
 
 
 class AudioFolder:
@@ -18,30 +17,26 @@ class AudioFolder:
     folders named train, validation (or dev, valid) and test, these are the splits and the speakers are below.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the folder `root`. Raises ValueError when there is no audio file in it."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the folder `root`. Raises ValueError when there is no audio file in it."""
         root = root.resolve()
         if not root.is_dir():
             raise ValueError(f"{root} is not a folder; name one with audio files in it")
         left_out = LeftOut(root.name)
         found = files(root, (".txt", *AUDIO_ENDINGS), left_out)
         paths = [path for path in found if path.suffix.lower() != ".txt"]
-        if not paths:
-            left_out.report()
-            raise ValueError(
-                f"{root} holds no audio files; expected names that end in {', '.join(AUDIO_ENDINGS)}, at any depth"
-            )
-        recordings = list(_recordings(root, paths, set(found), left_out))
-        left_out.report()
-        for recording in complete(recordings, root.name):
-            yield recording.split, recording.sample()
+        return listed(
+            _recordings(root, paths, set(found), left_out),
+            left_out,
+            f"{root} holds no audio files; expected names that end in {', '.join(AUDIO_ENDINGS)}, at any depth",
+        )
 
 
-def _recordings(root: Path, paths: list[Path], found: set[Path], left_out: LeftOut) -> Iterator[Recording]:
+def _recordings(root: Path, paths: list[Path], found: set[Path], left_out: LeftOut) -> Iterator[Item]:
     names = [path.relative_to(root).as_posix() for path in paths]
     branches = _branches([name.split("/")[:-1] for name in names])
     for name, key, path, (split, speaker) in zip(names, unique_keys(names), paths, branches, strict=True):
-        yield Recording(key, split, speaker, path, _text(path, found, left_out), {"path": name})
+        yield recording(key, split, speaker, path, _text(path, found, left_out), {"path": name})
 
 
 def _branches(folders: list[list[str]]) -> list[tuple[str, str]]:

@@ -4,12 +4,12 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.splits import listed
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ class AVE:
     `valSet.txt` and `testSet.txt` make the splits; without them validation and test are cut out by video.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no line has its video."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no line has its video."""
         folder = find_folder(root, lambda place: real(place / ANNOTATIONS), WANTED, ORIGIN, inner=("AVE",))
         left_out = LeftOut("AVE")
-        yield from samples_of(
+        return listed(
             _items(folder, left_out),
             left_out,
             f"{folder}: no line of {ANNOTATIONS} has its video; expected {WANTED} ({ORIGIN})",

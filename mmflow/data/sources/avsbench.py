@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmflow.data.sources.ave import VIDEO_ENDINGS
-from mmflow.data.sources.esc50 import as_sound, read_table
+from mmflow.data.sources.esc50 import read_table
 from mmflow.data.sources.images import PICTURE_ENDINGS, as_member
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
-from mmflow.data.sources.recordings import AUDIO_ENDINGS
-from mmflow.data.sources.splits import complete
+from mmflow.data.sources.recordings import AUDIO_ENDINGS, as_sound
+from mmflow.data.sources.splits import listed
 
 SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
 NUMBER = re.compile(r"_([1-9]\d?)$")  # of a frame or mask at the end of its name, counted from 1
@@ -50,18 +50,20 @@ class AVSBench:
         self.subset = subset
         self.table, self.data = f"{subset}_meta_data.csv", f"{subset}_data"
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no clip is whole."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no clip is whole."""
         wanted = f"{self.table} beside {self.data} with the folders {FRAMES}, {MASKS} and {SOUNDS}"
         folder = find_folder(root, self._is_layout, wanted, ORIGIN, inner=(self.data,))
         left_out = LeftOut(f"AVSBench {self.subset}")
         items = list(self._items(folder, left_out))
-        left_out.report()
-        if not items:
-            reasons = "; ".join(f"{count} x {reason}" for reason, count in left_out.counts.items()) or "an empty table"
-            raise ValueError(f"{folder}: no clip is whole ({reasons}); expected {wanted} ({ORIGIN})")
-        for item in complete(items, f"AVSBench {self.subset}", one="clip", group="clip"):
-            yield item.split, item.sample()
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in left_out.counts.items()) or "an empty table"
+        return listed(
+            items,
+            left_out,
+            f"{folder}: no clip is whole ({reasons}); expected {wanted} ({ORIGIN})",
+            one="clip",
+            group="clip",
+        )
 
     def _is_layout(self, place: Path) -> bool:
         return real(place / self.table) and real(place / self.data)

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files
-from mmflow.data.sources.splits import HELD_OUT, SPLIT_OF, complete
+from mmflow.data.sources.splits import HELD_OUT, SPLIT_OF, listed
 
 
 class ByteFiles:
@@ -33,28 +34,45 @@ class ByteFiles:
             raise ValueError(f"max_bytes={max_bytes} must be at least 1, for example 65536")
         self.max_bytes, self.endings = max_bytes, [ending.lower() for ending in endings]
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the file or folder `root`. Raises ValueError when no file has any bytes."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the file or folder `root`. Raises ValueError when no file has any bytes."""
         root = root.resolve()
         if not root.exists():
             raise ValueError(f"there is no file or folder {root}; name one with --root")
         left_out = LeftOut(root.name)
         found = _different(files(root, self.endings or [""], left_out) if root.is_dir() else [root], left_out)
-        left_out.report()
-        if not found:
-            raise ValueError(f"{root} holds no file with any bytes in it, with a name in {self.endings or 'anything'}")
-        folder = root if root.is_dir() else root.parent
-        items, places = [], {}
+        return listed(
+            self._items(root if root.is_dir() else root.parent, found),
+            left_out,
+            f"{root} holds no file with any bytes in it, with a name in {self.endings or 'anything'}",
+            one="piece",
+            group="file",
+        )
+
+    def _items(self, folder: Path, found: dict[Path, str]) -> Iterator[Item]:
         for number, (path, digest) in enumerate(found.items()):
             name, size = path.relative_to(folder).as_posix(), path.stat().st_size
             parts = _tenths(path, size, self.max_bytes) if len(found) == 1 else {_split(name): (0, size)}
             for order, (split, start, end) in enumerate(_pieces(path, parts, self.max_bytes)):
-                key = f"{number:06d}-{order:06d}"
                 info = {"path": name, "num_bytes": size, "sha256": digest, "offset": start}
-                items.append(Item(key, split, name, values={"json": info}))
-                places[key] = path, start, end
-        for item in complete(items, root.name, one="piece", group="file"):
-            yield item.split, item.sample() | {"bin": _read(*places[item.key])}
+                yield Piece(f"{number:06d}-{order:06d}", split, name, {"bin": path}, {"json": info}, end=end)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece(Item):
+    """Bytes of the file from the "offset" in the JSON to `end`."""
+
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the piece."""
+        return self.end - self.values["json"]["offset"]
+
+    def sample(self) -> dict[str, Any]:
+        """The sample; reads the piece."""
+        piece = _read(Path(self.files["bin"]), self.values["json"]["offset"], self.end)
+        return {"__key__": self.key, "bin": piece, **self.values}
 
 
 def _different(paths: list[Path], left_out: LeftOut) -> dict[Path, str]:

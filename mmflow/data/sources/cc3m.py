@@ -6,13 +6,12 @@ import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from mmflow.data.sources.images import PICTURE_ENDINGS, as_member
 from mmflow.data.sources.items import Item, unique_keys
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import SPLIT_OF, samples_of
+from mmflow.data.sources.splits import SPLIT_OF, listed
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +45,11 @@ class CC3M:
     another, lines with the same URL stay together.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the folder `root`. Raises ValueError when no line has its picture."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the folder `root`. Raises ValueError when no line has its picture."""
         folder = find_folder(root, lambda place: bool(_tables(place)), WANTED, ORIGIN, inner=tuple(SPLIT_OF))
         left_out = LeftOut("CC3M")
-        yield from samples_of(
+        return listed(
             (item for table in _tables(folder) for item in _items(folder, table, left_out)),
             left_out,
             f"{folder}: no line of a table has its picture; see how they are named in {__name__}.CC3M",

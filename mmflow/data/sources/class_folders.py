@@ -4,13 +4,12 @@ import re
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from mmflow.data.sources.images import PICTURE_ENDINGS, as_member
 from mmflow.data.sources.items import Item, unique_keys
 from mmflow.data.sources.layout import LeftOut, files, real
 from mmflow.data.sources.recordings import read_lines, read_pairs
-from mmflow.data.sources.splits import SPLIT_OF, samples_of
+from mmflow.data.sources.splits import SPLIT_OF, listed
 
 
 class ClassFolders:
@@ -29,15 +28,15 @@ class ClassFolders:
     def __init__(self, names: str | None = None, labels: str | None = None) -> None:
         self.names, self.labels = names, labels
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the folder `root`. Raises ValueError when no picture has a class."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the folder `root`. Raises ValueError when no picture has a class."""
         root = root.resolve()
         if not root.is_dir():
             raise ValueError(f"{root} is not a folder; name one that has a folder of pictures for each class")
         left_out = LeftOut(root.name)
         names = read_pairs(path, left_out) if (path := _text(root, self.names, left_out)) else {}
         labels = _read_labels(path) if (path := _text(root, self.labels, left_out)) else {}
-        yield from samples_of(
+        return listed(
             _items(root, names, labels, left_out),
             left_out,
             f"{root}: no picture has a class; expected train/CLASS/PICTURE or CLASS/PICTURE in it",
@@ -66,23 +65,24 @@ def _items(root: Path, names: dict[str, str], labels: dict[str, str], left_out: 
     folders = {folder for _, folder, _ in places.values() if folder} | names.keys()
     numbers = {folder: number for number, folder in enumerate(sorted(folders or set(labels.values())))}
     keys = unique_keys([name for _, _, name in places.values()])
-    for key, (path, (split, own, _)) in zip(keys, places.items(), strict=True):
+    for key, (place, (split, own, _)) in zip(keys, places.items(), strict=True):
+        path = Path(place)
         folder = own or labels.get(path.stem)
         if folder is None:
             left_out.add("picture in no folder of a class", path)
         elif folder not in numbers:
             left_out.add("picture whose label is no class", f"{path}: {folder}")
-        elif member := as_member(path, left_out):
+        elif member := as_member(place, left_out):
             info = {"label": numbers[folder], "class": names.get(folder, folder), "folder": folder}
             yield Item(key, split, key, member, {"json": info | {"path": path.relative_to(root).as_posix()}})
 
 
-def _places(root: Path, flat: bool, left_out: LeftOut) -> dict[Path, tuple[str, str | None, str]]:
-    """Split, folder of the class and path below the folders that all share, for each picture.
+def _places(root: Path, flat: bool, left_out: LeftOut) -> dict[str, tuple[str, str | None, str]]:
+    """Split, folder of the class and path below the folders that all share, for each picture by its path.
 
     flat: whether the pictures of a part may be in none of its folders.
     """
-    paths = files(root, PICTURE_ENDINGS, left_out)
+    paths = files(root, PICTURE_ENDINGS, left_out)  # ImageNet has 1.3 million: what is kept of them is small
     folders = [path.relative_to(root).parts[:-1] for path in paths]
     shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False)))
     shared = max(0, min([shared, *(len(folder) - 1 for folder in folders)]))  # the last folder may be that of a class
@@ -92,9 +92,9 @@ def _places(root: Path, flat: bool, left_out: LeftOut) -> dict[Path, tuple[str, 
     for path, folder in zip(paths, below, strict=True):
         name = "/".join((*folder, path.name))
         if not with_parts:
-            places[path] = ("train", next(iter(folder), None), name)
+            places[str(path)] = ("train", next(iter(folder), None), name)
         elif folder and folder[0].lower() in SPLIT_OF:
-            places[path] = (SPLIT_OF[folder[0].lower()], next(iter(folder[1:]), None), name)
+            places[str(path)] = (SPLIT_OF[folder[0].lower()], next(iter(folder[1:]), None), name)
         else:
             left_out.add("picture outside the folders of the parts", path)
     return places

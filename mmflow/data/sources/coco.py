@@ -9,7 +9,7 @@ from typing import Any
 from mmflow.data.sources.images import as_member, one_line, pictures_by_name
 from mmflow.data.sources.items import Item, unique_keys
 from mmflow.data.sources.layout import LeftOut, find_folder, real
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.splits import listed
 
 SPLIT_OF = {"train": "train", "val": "validation"}
 INNER = ("annotations", "images", "train2017", "val2017", "train2014", "val2014")
@@ -30,9 +30,9 @@ class CocoCaptions:
     def __init__(self, year: int | None = None) -> None:
         self.year = year
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError for annotations of another form."""
-        return _samples(root, "captions", self.year, _captions)
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError for annotations of another form."""
+        return _listed(root, "captions", self.year, _captions)
 
 
 class CocoInstances:
@@ -51,9 +51,9 @@ class CocoInstances:
     def __init__(self, year: int | None = None) -> None:
         self.year = year
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError for annotations of another form."""
-        return _samples(root, "instances", self.year, _objects)
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError for annotations of another form."""
+        return _listed(root, "instances", self.year, _objects)
 
 
 Infos = dict[int | str, dict[str, Any]]  # the JSON of each photo, by its id
@@ -80,9 +80,7 @@ def _objects(path: Path, content: dict[str, Any]) -> Infos:
     return {number: {"objects": found} for number, found in objects.items()}
 
 
-def _samples(
-    root: Path, kind: str, year: int | None, describe: Callable[[Path, dict[str, Any]], Infos]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _listed(root: Path, kind: str, year: int | None, describe: Callable[[Path, dict[str, Any]], Infos]) -> list[Item]:
     wanted = f"annotations/{kind}_train{year or 2017}.json or {kind}_val{year or 2017}.json beside folders of photos"
     folder = find_folder(root, lambda place: bool(_parts(place, kind, year)), wanted, ORIGIN, INNER)
     parts = _parts(folder, kind, year)
@@ -93,7 +91,7 @@ def _samples(
             f"`init_args: {{year: {years[-1]}}}` under make in the spec"
         )
     left_out = LeftOut(f"COCO {kind}")
-    yield from samples_of(
+    return listed(
         (item for part, path in parts.items() for item in _items(folder, part, path, describe, left_out)),
         left_out,
         f"{folder}: none of the photos with {kind} is there; expected {wanted} ({ORIGIN})",

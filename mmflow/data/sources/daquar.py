@@ -4,13 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mmflow.data.sources.images import as_member, pictures_by_name
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, find_folder, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.splits import listed
 
 # the first that are there are read: those with all answers, those with 37 answers, those of a copy in one file
 QUESTIONS = (
@@ -39,13 +38,13 @@ class Daquar:
     questions do. Validation is cut out of train.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no question has its photo."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no question has its photo."""
         folder = find_folder(
             root, lambda place: bool(_questions(place)), WANTED, ORIGIN, inner=("images", "nyu_depth_images")
         )
         left_out = LeftOut("DAQUAR")
-        yield from samples_of(
+        return listed(
             _items(folder, left_out),
             left_out,
             f"{folder}: no question has its photo; expected {WANTED} ({ORIGIN})",

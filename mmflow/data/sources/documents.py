@@ -10,8 +10,8 @@ from mmflow.data.documents import EXTENSION, KINDS
 from mmflow.data.sources.images import PICTURE_ENDINGS, as_member
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files
-from mmflow.data.sources.recordings import AUDIO_ENDINGS, audio_extension, read_lines
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.recordings import AUDIO_ENDINGS, as_sound, read_lines
+from mmflow.data.sources.splits import listed
 
 MEDIA_ENDINGS = (*PICTURE_ENDINGS, *AUDIO_ENDINGS, *(f".{extension}" for extension in KINDS["video"]))
 WANTED = "files .jsonl (unpacked) and the pictures they name, in any folders beside or below them"
@@ -31,13 +31,13 @@ class Documents:
     which many are dead. A document that names files, none of which can be had, is left out.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the folder `root`. Raises ValueError when no document can be used."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the folder `root`. Raises ValueError when no document can be used."""
         root = root.resolve()
         if not root.is_dir():
             raise ValueError(f"{root} is not a folder; name one with {WANTED} ({ORIGIN})")
         left_out = LeftOut(root.name)
-        yield from samples_of(
+        return listed(
             _items(root, left_out),
             left_out,
             f"{root} holds no document that can be used; expected {WANTED} ({ORIGIN})",
@@ -114,7 +114,7 @@ def _extension(kind: str, path: Path, left_out: LeftOut) -> list[str]:
     """The extension that is true of a file, none if it is not of that kind."""
     if kind == "image":
         return list(as_member(path, left_out))
-    extension = audio_extension(path.read_bytes(), path.name) if kind == "audio" else path.suffix[1:].lower()
+    extension = next(iter(as_sound(path))) if kind == "audio" else path.suffix[1:].lower()
     if extension not in KINDS[kind]:
         left_out.add(f"file that is no {kind} known here", path)
         return []

@@ -3,19 +3,17 @@
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
-from mmflow.data.sources.recordings import AUDIO_ENDINGS, audio_extension, read_lines
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.recordings import AUDIO_ENDINGS, as_sound, read_lines
+from mmflow.data.sources.splits import listed
 
 FOLDS = range(1, 6)
 TABLE = "meta/esc50.csv"
 COLUMNS = ("filename", "fold", "target", "category", "src_file", "take")
 WANTED = f"{TABLE} and a folder audio with the files that it names"
 ORIGIN = "https://github.com/karolpiczak/ESC-50"
-HEAD = 64 * 2**10  # bytes that tell the format of a sound, also behind a tag of usual size
 
 
 class ESC50:
@@ -41,11 +39,11 @@ class ESC50:
                 f"numbers from 1 to 5, for example [4] and [5]"
             )
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no line has its sound."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no line has its sound."""
         folder = find_folder(root, _is_layout, WANTED, ORIGIN, inner=("audio", "meta"))
         left_out = LeftOut("ESC-50")
-        yield from samples_of(
+        return listed(
             self._items(folder, left_out),
             left_out,
             f"{folder}: no line of {TABLE} has its sound; expected {WANTED} ({ORIGIN})",
@@ -76,12 +74,6 @@ class ESC50:
 
 def _is_layout(place: Path) -> bool:
     return real(place / "meta") and real(place / TABLE) and real(place / "audio")
-
-
-def as_sound(path: Path) -> dict[str, Path]:
-    """{extension: path}, as `Item.files` takes it, for a file of sound; the extension says what its bytes are."""
-    with path.open("rb") as file:
-        return {audio_extension(file.read(HEAD), path.name): path}
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

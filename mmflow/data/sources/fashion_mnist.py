@@ -5,6 +5,7 @@ import io
 import math
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +39,16 @@ class FashionMNIST:
     def __init__(self, classes: Sequence[str] = CLASSES) -> None:
         self.classes = tuple(classes)
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`.
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`.
 
         Raises ValueError for files that are not whole, not IDX or do not belong together, and labels without a class.
         """
         folder = find_folder(root, lambda place: any(_is_part(place, part) for part in PARTS), WANTED, ORIGIN, inner=())
-        parts = {part: self._part(folder, part) for part in PARTS if _is_part(folder, part)}
-        items = [
-            Item(f"{part}-{number:05d}", PARTS[part], f"{part}-{number:05d}", values={"json": info})
-            for part, (_, infos) in parts.items()
-            for number, info in enumerate(infos)
-        ]
-        for item in complete(items, "Fashion-MNIST", one="picture", group="picture"):
-            part, _, number = item.key.partition("-")
-            yield item.split, item.sample() | {"png": _png(parts[part][0][int(number)])}
+        items = [item for part in PARTS if _is_part(folder, part) for item in self._part(folder, part)]
+        return complete(items, "Fashion-MNIST", one="picture", group="picture")
 
-    def _part(self, folder: Path, part: str) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """The pictures (N, H, W), and what the JSON of each says."""
+    def _part(self, folder: Path, part: str) -> Iterator[Item]:
         pictures, labels = (_read_idx(_candidates(folder, part, *kind)[0], kind[1]) for kind in KINDS)
         if len(pictures) != len(labels):
             raise ValueError(f"{folder}: {len(pictures)} pictures of {part}, but {len(labels)} labels; {REPAIR}")
@@ -64,7 +57,28 @@ class FashionMNIST:
                 f"{folder}: {part} has the label {labels.max()}, but there are names for {len(self.classes)} classes; "
                 "name all under make in the spec, `init_args: {classes: [...]}`"
             )
-        return pictures, [{"label": int(label), "class": self.classes[label]} for label in labels]
+        for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+            key, info = f"{part}-{number:05d}", {"label": int(label), "class": self.classes[label]}
+            yield Pixels(key, PARTS[part], key, values={"json": info}, rows=len(picture), pixels=picture.tobytes())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels(Item):
+    """A grey picture of so many rows of bytes, which becomes a PNG file."""
+
+    rows: int
+    pixels: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pixels, of which a PNG file takes about half."""
+        return len(self.pixels)
+
+    def sample(self) -> dict[str, Any]:
+        """The sample; packs the picture."""
+        buffer = io.BytesIO()
+        Image.fromarray(np.frombuffer(self.pixels, np.uint8).reshape(self.rows, -1)).save(buffer, "PNG")
+        return {"__key__": self.key, "png": buffer.getvalue(), **self.values}
 
 
 def _is_part(place: Path, part: str) -> bool:
@@ -95,9 +109,3 @@ def _read_idx(path: Path, axes: int) -> np.ndarray:
     if len(data) != size:
         raise ValueError(f"{path} does not hold the {size} bytes of {shape} that its header promises; {REPAIR}")
     return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-def _png(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()

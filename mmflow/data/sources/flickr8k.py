@@ -3,13 +3,12 @@
 import csv
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
 
 from mmflow.data.sources.images import PICTURE_ENDINGS, as_member, one_line, pictures_by_name
 from mmflow.data.sources.items import Item, unique_keys
 from mmflow.data.sources.layout import LeftOut, find_folder, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.splits import listed
 
 TOKENS, TABLE = "Flickr8k.token.txt", "captions.txt"
 LISTS = {
@@ -30,11 +29,11 @@ class Flickr8k:
     captions of a photo are in the sample's JSON as "captions", the first one is its text.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no photo has a caption."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no photo has a caption."""
         folder = find_folder(root, _is_layout, WANTED, ORIGIN, inner=("Images", "Flicker8k_Dataset"))
         left_out = LeftOut("Flickr8k")
-        yield from samples_of(
+        return listed(
             _items(folder, left_out),
             left_out,
             f"{folder}: no photo has a caption; expected {WANTED} ({ORIGIN})",

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
-from mmflow.data.sources.recordings import Recording, by_stem
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.recordings import by_stem, recording
+from mmflow.data.sources.splits import listed
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>[^_]+)_(?P<take>\d+)")
@@ -22,18 +22,18 @@ class FreeSpokenDigits:
     Takes 0 to 4 are test, the others train; validation is cut out of train.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when there are no recordings."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when there are no recordings."""
         folder = find_folder(root, lambda place: real(place / "recordings"), WANTED, ORIGIN, inner=("recordings",))
         left_out = LeftOut("free spoken digits")
-        yield from samples_of(
+        return listed(
             _recordings(folder / "recordings", left_out),
             left_out,
             f"{folder}: no recording can be used; expected {WANTED} ({ORIGIN})",
         )
 
 
-def _recordings(folder: Path, left_out: LeftOut) -> Iterator[Recording]:
+def _recordings(folder: Path, left_out: LeftOut) -> Iterator[Item]:
     for key, path in by_stem(files(folder, [".wav"], left_out), left_out).items():
         match = NAME.fullmatch(key)
         if match is None:
@@ -41,4 +41,4 @@ def _recordings(folder: Path, left_out: LeftOut) -> Iterator[Recording]:
             continue
         digit, take = int(match["digit"]), int(match["take"])
         split = "test" if take < TEST_TAKES else "train"
-        yield Recording(key, split, match["speaker"], path, WORDS[digit], {"digit": digit, "take": take})
+        yield recording(key, split, match["speaker"], path, WORDS[digit], {"digit": digit, "take": take})

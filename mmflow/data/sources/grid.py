@@ -11,7 +11,7 @@ from mmflow.data.sources.fsdd import WORDS
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.splits import listed
 
 # what the letters of a file's name stand for, place by place: command, colour, preposition, letter, digit, adverb
 CODE = (
@@ -39,13 +39,13 @@ class Grid:
     the file; the splits are cut out by speaker.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the folder `root`. Raises ValueError when it is none or has no such video."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the folder `root`. Raises ValueError when it is none or has no such video."""
         root = root.resolve()
         if not root.is_dir():
             raise ValueError(f"{root} is not a folder; expected one with {WANTED} ({ORIGIN})")
         left_out = LeftOut("GRID")
-        yield from samples_of(
+        return listed(
             _items(root, left_out), left_out, f"{root} holds no video that can be used; expected {WANTED} ({ORIGIN})"
         )
 

@@ -23,14 +23,14 @@ def picture_extension(data: bytes) -> str | None:
     return None
 
 
-def as_member(path: Path, left_out: LeftOut) -> dict[str, Path]:
+def as_member(path: str | Path, left_out: LeftOut) -> dict[str, str]:
     """{extension: path}, as `Item.files` takes it; empty, and counted, for a file that is no picture."""
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         extension = picture_extension(file.read(HEAD))
     if extension is None:
         left_out.add("file that is no JPEG, PNG or WebP", path)
         return {}
-    return {extension: path}
+    return {extension: str(path)}
 
 
 def pictures_by_name(folder: Path, left_out: LeftOut) -> dict[str, Path]:

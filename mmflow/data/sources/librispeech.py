@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import FOLDER_LINK, LeftOut, files, find_folder
-from mmflow.data.sources.recordings import AUDIO_ENDINGS, Recording, by_stem, read_pairs
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.recordings import AUDIO_ENDINGS, by_stem, read_pairs, recording
+from mmflow.data.sources.splits import listed
 
 SPLIT_OF = {"train": "train", "dev": "validation", "test": "test"}
 PART = re.compile(r"(train|dev|test)-.+")
@@ -22,13 +22,13 @@ class LibriSpeech:
     taken without text; in the others an utterance without its line is left out.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`, which may also be a single part of it.
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`, which may also be a single part of it.
 
         Raises ValueError when there is no such part, or no audio in any.
         """
         left_out = LeftOut("LibriSpeech")
-        yield from samples_of(
+        return listed(
             (r for part in _parts(root, left_out) for r in _recordings(part, left_out)),
             left_out,
             f"{root}: no utterance can be used; expected {WANTED} ({ORIGIN})",
@@ -49,7 +49,7 @@ def _parts_in(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if PART.fullmatch(child.name) and child.is_dir())
 
 
-def _recordings(part: Path, left_out: LeftOut) -> Iterator[Recording]:
+def _recordings(part: Path, left_out: LeftOut) -> Iterator[Item]:
     split = SPLIT_OF[part.name.split("-")[0]]
     found = files(part, (".trans.txt", *AUDIO_ENDINGS), left_out)
     transcripts = [path for path in found if path.suffix == ".txt"]
@@ -66,4 +66,4 @@ def _recordings(part: Path, left_out: LeftOut) -> Iterator[Recording]:
         else:
             speaker, chapter = folders
             info = {"chapter": chapter, "part": part.name}
-            yield Recording(name, split, speaker, path, texts.get(name), info)
+            yield recording(name, split, speaker, path, texts.get(name), info)

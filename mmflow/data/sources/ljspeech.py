@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
-from mmflow.data.sources.recordings import AUDIO_ENDINGS, Recording, by_stem, read_lines
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.recordings import AUDIO_ENDINGS, by_stem, read_lines, recording
+from mmflow.data.sources.splits import listed
 
 WANTED = "metadata.csv and a folder wavs with <id>.wav in it"
 ORIGIN = "https://keithito.com/LJ-Speech-Dataset"
@@ -18,11 +18,11 @@ class LJSpeech:
     The normalised text is taken, in which numbers and abbreviations are written out.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no line has its audio file."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no line has its audio file."""
         folder = find_folder(root, _is_layout, WANTED, ORIGIN, inner=("wavs",))
         left_out = LeftOut("LJ Speech")
-        yield from samples_of(
+        return listed(
             _recordings(folder, left_out),
             left_out,
             f"{folder}: no line of metadata.csv has its audio file; expected {WANTED} ({ORIGIN})",
@@ -33,7 +33,7 @@ def _is_layout(place: Path) -> bool:
     return real(place / "metadata.csv") and real(place / "wavs")
 
 
-def _recordings(folder: Path, left_out: LeftOut) -> Iterator[Recording]:
+def _recordings(folder: Path, left_out: LeftOut) -> Iterator[Item]:
     audio = by_stem(files(folder / "wavs", AUDIO_ENDINGS, left_out), left_out)
     texts: dict[str, str] = {}
     for line in read_lines(folder / "metadata.csv"):
@@ -49,6 +49,6 @@ def _recordings(folder: Path, left_out: LeftOut) -> Iterator[Recording]:
             texts[key] = text
     for key, path in audio.items():
         if key in texts:
-            yield Recording(key, "train", "LJ", path, texts[key])
+            yield recording(key, "train", "LJ", path, texts[key])
         else:
             left_out.add("audio file without a line in metadata.csv", path)

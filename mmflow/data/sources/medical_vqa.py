@@ -9,7 +9,7 @@ from mmflow.data.sources.images import PICTURE_ENDINGS, as_member, pictures_by_n
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
 from mmflow.data.sources.recordings import read_lines
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.splits import listed
 from mmflow.data.sources.vqa import read_records
 
 RAD_QUESTIONS, FEW_SHOT = "VQA_RAD Dataset Public.json", "fewshot.jsonl"
@@ -33,11 +33,11 @@ class VQARad:
     without an answer, the questions that the prompt asks, are its test part.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no question has its picture."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no question has its picture."""
         folder = find_folder(root, _is_rad, RAD_WANTED, RAD_ORIGIN, inner=("VQA_RAD Image Folder", "images"))
         left_out = LeftOut("VQA-RAD")
-        yield from samples_of(
+        return listed(
             _rad(folder, left_out),
             left_out,
             f"{folder}: no question has its picture; expected {RAD_WANTED} ({RAD_ORIGIN})",
@@ -101,11 +101,11 @@ class Slake:
     def __init__(self, language: Literal["en", "zh", "all"] = "en") -> None:
         self.language = language
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no question can be used."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no question can be used."""
         folder = find_folder(root, _is_slake, SLAKE_WANTED, SLAKE_ORIGIN, inner=("imgs",))
         left_out = LeftOut("SLAKE")
-        yield from samples_of(
+        return listed(
             self._items(folder, left_out),
             left_out,
             f"{folder}: no question in language {self.language!r} has its picture; expected {SLAKE_WANTED} "

@@ -9,7 +9,7 @@ from typing import Any
 from mmflow.data.sources.ave import videos_by_name
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, find_folder, real
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.splits import listed
 from mmflow.data.sources.vqa import read_records
 
 PARTS = {"avqa-train.json": "train", "avqa-val.json": "validation", "avqa-test.json": "test"}
@@ -27,11 +27,11 @@ class MusicAVQA:
     videos: they are parts of the questions.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no question has its video."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no question has its video."""
         folder = find_folder(root, lambda place: bool(_parts(place)), WANTED, ORIGIN, inner=("json",))
         left_out = LeftOut("MUSIC-AVQA")
-        yield from samples_of(
+        return listed(
             _items(folder, left_out),
             left_out,
             f"{folder}: no question has its video; expected {WANTED} ({ORIGIN})",

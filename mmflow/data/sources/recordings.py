@@ -1,20 +1,33 @@
 """Recordings on their way into shards: audio bytes as they are, under the extension that is true of them."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aiff", ".aif", ".aifc")
 EXTENSIONS = {".oga": "ogg", ".aif": "aiff", ".aifc": "aiff"}  # other spellings of the same format
+HEAD = 64 * 2**10  # bytes that tell the format of a sound, also behind a tag of usual size
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One utterance of an original data set.
+class Recording(Item):
+    """One utterance: its file becomes the member whose extension is true of the bytes, which are read for that."""
 
-    Attributes:
+    __slots__ = ()
+
+    def sample(self) -> dict[str, Any]:
+        (path,) = map(Path, self.files.values())
+        audio = path.read_bytes()
+        return {"__key__": self.key, audio_extension(audio, path.name): audio} | self.values
+
+
+def recording(
+    key: str, split: str, speaker: str, path: Path, text: str | None = None, info: dict[str, Any] | None = None
+) -> Item:
+    """The item of an audio file.
+
+    Args:
         key: unique in the data set, without "." and "/".
         split: train, validation or test, as the original has it.
         speaker: who speaks, or what else is known to belong together.
@@ -22,29 +35,8 @@ class Recording:
         text: the transcript, None when there is none.
         info: more about it, becomes part of the sample's JSON.
     """
-
-    key: str
-    split: str
-    speaker: str
-    path: Path
-    text: str | None = None
-    info: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def group(self) -> str:
-        """What must not be in two splits that were one."""
-        return self.speaker
-
-    def sample(self) -> dict[str, Any]:
-        """The sample for a shard writer; reads the audio file."""
-        audio = self.path.read_bytes()
-        text = {} if self.text is None else {"txt": self.text}
-        return {
-            "__key__": self.key,
-            audio_extension(audio, self.path.name): audio,
-            **text,
-            "json": {"speaker": self.speaker, **self.info},
-        }
+    known = {} if text is None else {"txt": text}
+    return Recording(key, split, speaker, {"audio": str(path)}, {**known, "json": {"speaker": speaker, **(info or {})}})
 
 
 def audio_extension(data: bytes, name: str) -> str:
@@ -71,6 +63,12 @@ def _sniffed(data: bytes) -> str | None:
     if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0 and data[1] & 0x06:  # layer bits 00 are AAC
         return "mp3"
     return None
+
+
+def as_sound(path: Path) -> dict[str, Path]:
+    """{extension: path}, as `Item.files` takes it, for a file of sound; the extension says what its bytes are."""
+    with path.open("rb") as file:
+        return {audio_extension(file.read(HEAD), path.name): path}
 
 
 def by_stem(paths: list[Path], left_out: LeftOut) -> dict[str, Path]:

@@ -4,11 +4,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder, real
-from mmflow.data.sources.recordings import AUDIO_ENDINGS, Recording, read_pairs
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.recordings import AUDIO_ENDINGS, read_pairs, recording
+from mmflow.data.sources.splits import listed
 
 PARTS = ("train", "test")
 TABLES = ("wav.scp", "text", "utt2spk")
@@ -24,11 +24,11 @@ class SpeechOcean762:
     set gives no times for them. Validation is cut out of train.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no utterance is whole."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no utterance is whole."""
         folder = find_folder(root, _is_layout, WANTED, ORIGIN, inner=(*PARTS, "WAVE", "resource"))
         left_out = LeftOut("speechocean762")
-        yield from samples_of(
+        return listed(
             _recordings(folder, left_out),
             left_out,
             f"{folder}: no utterance has audio, text and speaker; expected {WANTED} ({ORIGIN})",
@@ -43,7 +43,7 @@ def _has_tables(part: Path) -> bool:
     return real(part) and all(real(part / table) for table in TABLES)
 
 
-def _recordings(folder: Path, left_out: LeftOut) -> Iterator[Recording]:
+def _recordings(folder: Path, left_out: LeftOut) -> Iterator[Item]:
     audio = {path.relative_to(folder).as_posix(): path for path in files(folder / "WAVE", AUDIO_ENDINGS, left_out)}
     phones = _phones(folder / "resource" / "text-phone", left_out)
     listed: set[str] = set()
@@ -59,7 +59,7 @@ def _recordings(folder: Path, left_out: LeftOut) -> Iterator[Recording]:
                 left_out.add("audio file without text or speaker", f"{part}: {key}")
             else:
                 info = {"phone_sequence": phones[key]} if key in phones else {}
-                yield Recording(key, part, speakers[key], audio[place], texts[key], info)
+                yield recording(key, part, speakers[key], audio[place], texts[key], info)
     for place in sorted(audio.keys() - listed):
         left_out.add("audio file that no wav.scp names", place)
 

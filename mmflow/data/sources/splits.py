@@ -3,13 +3,11 @@
 import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, TypeVar
 
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut
-from mmflow.data.sources.recordings import Recording
 
 log = logging.getLogger(__name__)
 
@@ -28,33 +26,30 @@ HELD_OUT = 0.1  # share of the samples for each part that has to be cut out of a
 MIN_GROUPS = 3  # with fewer, a cut by group could not fill three parts
 
 
-Sample = TypeVar("Sample", Recording, Item)
-
-
-def complete(samples: list[Sample], source: str, one: str = "utterance", group: str = "speaker") -> list[Sample]:
-    """The same samples, sorted by split and key, with the missing splits cut out of what there is.
+def complete(items: list[Item], source: str, one: str = "utterance", group: str = "speaker") -> list[Item]:
+    """The same items, sorted by split and key, with the missing splits cut out of what there is.
 
     The part that gives is train, or where that is missing too validation, or test; what remains of it is train. The
     cut follows the groups, so that no speaker, no photo is in two parts of it, unless there are fewer than three. It
     depends on the names of the groups only, and is said in one logged line.
 
     Args:
-        samples: what there is.
+        items: what there is.
         source: the data set, for the log.
         one: what a sample is, for the log.
         group: what a group is, for the log.
     """
-    present = [split for split in SPLITS if any(s.split == split for s in samples)]
+    present = [split for split in SPLITS if any(item.split == split for item in items)]
     missing = [split for split in SPLITS if split not in present]
     if missing:
         giver = present[0]
-        pool = [s for s in samples if s.split == giver]
+        pool = [item for item in items if item.split == giver]
         held_out: list[str] = [split for split in SPLITS[1:] if split in missing or split == giver]
-        groups = {s.group for s in pool}
+        groups = {item.group for item in pool}
         by_group = len(groups) >= MIN_GROUPS
-        place = cut([s.group if by_group else s.key for s in pool], held_out)
-        assigned = [replace(s, split=place[s.group if by_group else s.key]) for s in pool]
-        counts = Counter(s.split for s in assigned)
+        place = cut([item.group if by_group else item.key for item in pool], held_out)
+        assigned = [replace(item, split=place[item.group if by_group else item.key]) for item in pool]
+        counts = Counter(item.split for item in assigned)
         log.warning(
             "%s has no part for %s; its part for %s (%d %ss, %d %ss) is cut by %s: %s",
             source,
@@ -67,22 +62,22 @@ def complete(samples: list[Sample], source: str, one: str = "utterance", group: 
             group if by_group else f"{one}, the same {group}s in all parts",
             ", ".join(f"{split} {counts[split]}" for split in ("train", *held_out)),
         )
-        samples = assigned + [s for s in samples if s.split != giver]
-    return sorted(samples, key=lambda s: (SPLITS.index(s.split), s.key))
+        items = assigned + [item for item in items if item.split != giver]
+    return sorted(items, key=lambda item: (SPLITS.index(item.split), item.key))
 
 
-def samples_of(
-    items: Iterable[Sample], left_out: LeftOut, nothing: str, one: str = "utterance", group: str = "speaker"
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What a converter yields: (split, sample) of each item, split as `complete` does; what was left out is logged.
+def listed(
+    items: Iterable[Item], left_out: LeftOut, nothing: str, one: str = "utterance", group: str = "speaker"
+) -> list[Item]:
+    """What a converter lists: the items with splits as `complete` makes them; what was left out is logged.
 
-    Raises ValueError saying `nothing` when there is no item."""
+    Raises ValueError saying `nothing` when there is no item.
+    """
     found = list(items)
     left_out.report()
     if not found:
         raise ValueError(nothing)
-    for item in complete(found, left_out.source, one, group):
-        yield item.split, item.sample()
+    return complete(found, left_out.source, one, group)
 
 
 def cut(groups: list[str], held_out: list[str]) -> dict[str, str]:

@@ -138,8 +138,8 @@ class Table:
         kinds = {"text": list(text), "categorical": list(categorical), "numerical": list(numerical)}
         self.columns = Columns(kinds, label, list(classes), group, frozenset(missing))
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the folder or the CSV file `root`.
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the folder or the CSV file `root`.
 
         Raises ValueError for files that are not UTF-8 or not CSV, without rows, without a column that is named, for a
         column with two roles, a cell of a numerical column that is no number and a label that is no class.
@@ -157,8 +157,7 @@ class Table:
         columns = _with_classes(columns, [row for _, _, row in rows])
         name = "{}-{:07d}" if len(paths) > 1 else "row-{1:07d}"
         items = [columns.item(name.format(split, number), split, row) for split, number, row in rows]
-        for item in complete(_regrouped(items, columns.group), left_out.source, "row", columns.group or "row"):
-            yield item.split, item.sample()
+        return complete(_regrouped(items, columns.group), left_out.source, "row", columns.group or "row")
 
 
 def _stated(columns: Columns, path: Path) -> Columns:

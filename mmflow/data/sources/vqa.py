@@ -10,7 +10,7 @@ from typing import Any
 from mmflow.data.sources.images import as_member, pictures_by_name
 from mmflow.data.sources.items import Item
 from mmflow.data.sources.layout import LeftOut, files, find_folder
-from mmflow.data.sources.splits import samples_of
+from mmflow.data.sources.splits import listed
 
 SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
 PART = re.compile(r"_(?P<part>(?P<split>train|val|test)\d{4})_(?P<what>questions|annotations)\.json$")
@@ -26,11 +26,11 @@ class VQA:
     frequent of the ten "answers"; questions of test have no answers, theirs is None.
     """
 
-    def samples(self, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (split, sample) from the data set at `root`. Raises ValueError when no question has its photo."""
+    def items(self, root: Path) -> list[Item]:
+        """The samples of the data set at `root`. Raises ValueError when no question has its photo."""
         folder = find_folder(root, lambda place: bool(_parts(place, LeftOut("VQA"))), WANTED, ORIGIN, inner=())
         left_out = LeftOut("VQA")
-        yield from samples_of(
+        return listed(
             _items(folder, left_out),
             left_out,
             f"{folder}: no question has its answers and its photo; expected {WANTED} ({ORIGIN})",
@@ -55,7 +55,7 @@ def _items(folder: Path, left_out: LeftOut) -> Iterator[Item]:
     for part, paths in _parts(folder, left_out).items():
         split = SPLIT_OF[part[:-4]]
         answers = dict(_answers(paths, left_out))
-        members: dict[int, dict[str, Path]] = {}  # of each photo, so that none is opened for each of its questions
+        members: dict[int, dict[str, str]] = {}  # of each photo, so that none is opened for each of its questions
         used: set[int] = set()
         for question in _records(paths, "questions", {"question": str, "image_id": int, "question_id": int}, left_out):
             number, photo = question["question_id"], question["image_id"]

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
 
 from mmflow.data.corpus import Corpus
-from mmflow.data.datamodule import Collate, Prepare, Sample, ShardData
+from mmflow.data.datamodule import ShardData
 from mmflow.data.decode import SAMPLE_RATE, BadSample, decode
+from mmflow.data.loader import Collate, Loader, Prepare, Sample
 from mmflow.data.plan import Ids
 from mmflow.data.text import Characters
 from mmflow.nn.masking import span_mask
@@ -75,7 +75,7 @@ class Utterances(ShardData):
     def transforms(self, training: bool) -> tuple[Prepare, Collate]:  # noqa: ARG002
         return keep, collate_utterances
 
-    def pool_dataloader(self) -> DataLoader:
+    def pool_dataloader(self) -> Loader:
         """This rank's share of the utterances that k-means is fitted on, each once."""
         ids, corpus = self.usable["train"], self.corpus("train")
         chosen = hash_order(ids, corpus, self.seed)[: max(1, round(self.fit_fraction * len(ids)))]
@@ -138,7 +138,7 @@ def _check_dictionary(corpus: Corpus, num_clusters: int) -> None:
         units = decode(sidecar.read(row, "units.npy"), "npy")
         if units.dtype != np.uint16 or units.max() >= num_clusters:
             raise ValueError(
-                f"{sidecar.path}: {sidecar.keys[row]} has {units.dtype} units up to {units.max()}, but its clustering "
+                f"{sidecar.path}: {sidecar.key(row)} has {units.dtype} units up to {units.max()}, but its clustering "
                 f"has {num_clusters} clusters; run the predict stage again"
             )
 

@@ -3,10 +3,11 @@ from collections import Counter
 import pytest
 
 from mmflow.data.sources.audio_folder import AudioFolder
+from tests.data.sources.made import made
 
 
 def samples(root):
-    return {sample["json"]["path"]: (split, sample) for split, sample in AudioFolder().samples(root)}
+    return {sample["json"]["path"]: (split, sample) for split, sample in made(AudioFolder(), root)}
 
 
 def test_text_beside_the_audio_is_taken_on_one_line_and_may_be_absent(put, tmp_path, caplog):
@@ -88,7 +89,7 @@ def test_a_root_that_is_no_folder_is_an_error(put):
 
 
 def test_the_real_recording_with_its_text(real_data):
-    (found,) = AudioFolder().samples(real_data / "jfk")
+    (found,) = made(AudioFolder(), real_data / "jfk")
     split, sample = found
     assert (split, sample["__key__"], len(sample["flac"])) == ("train", "jfk", 1_152_693)
     assert sample["txt"].startswith("And so my fellow Americans, ask not")

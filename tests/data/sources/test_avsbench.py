@@ -7,6 +7,7 @@ from PIL import Image
 from mmflow.data.make import make
 from mmflow.data.sources.avsbench import AVSBench
 from mmflow.data.spec import DataSpec
+from tests.data.sources.made import made
 
 S4, MS3 = "Single-source/s4_data", "Multi-sources/ms3_data"
 
@@ -55,7 +56,7 @@ def members(name: str, count: int, first: int) -> dict[str, bytes]:
 
 
 def test_a_train_clip_of_s4_has_five_frames_one_mask_and_its_sound(s4, audio_bytes):
-    found = list(AVSBench("s4").samples(s4))
+    found = made(AVSBench("s4"), s4)
     assert Counter(split for split, _ in found) == {"train": 2, "validation": 1, "test": 1}
     assert found[1] == (
         "train",
@@ -70,13 +71,13 @@ def test_a_train_clip_of_s4_has_five_frames_one_mask_and_its_sound(s4, audio_byt
 
 
 def test_a_test_clip_of_s4_has_five_masks(s4):
-    *_, (split, sample) = AVSBench("s4").samples(s4.parent / S4)
+    *_, (split, sample) = made(AVSBench("s4"), s4.parent / S4)
     assert split == "test"
     assert {e: data for e, data in sample.items() if "mask" in e} == members("{}.mask.png", 5, 101)
 
 
 def test_ms3_has_five_masks_everywhere_and_no_class(ms3, audio_bytes):
-    found = list(AVSBench("ms3").samples(ms3))
+    found = made(AVSBench("ms3"), ms3)
     assert [split for split, _ in found] == ["train", "validation", "test"]
     assert found[0][1] == {
         "__key__": "ms3-a_1",
@@ -101,7 +102,7 @@ def test_a_clip_without_frames_or_sound_is_taken_as_its_video(ms3, put):
     for path in (ms3.parent / MS3 / "visual_frames" / "a_1").iterdir():
         path.unlink()
     (ms3.parent / MS3 / "audio_wav/val/b_2.wav").unlink()
-    without_frames, without_sound, whole = (sample for _, sample in AVSBench("ms3").samples(ms3))
+    without_frames, without_sound, whole = (sample for _, sample in made(AVSBench("ms3"), ms3))
     assert without_frames.keys() == {"__key__", *members("{}.mask.png", 5, 0), "wav", "mp4", "json"}
     assert without_frames["mp4"] == b"video a"
     assert without_sound.keys() == {"__key__", *members("{}.mask.png", 5, 0), *members("{}.png", 5, 0), "mp4", "json"}
@@ -117,7 +118,7 @@ def test_pickles_are_never_read_and_the_error_says_what_is_needed(s4, put):
         r"is never read; get the \.wav in audio_wav, or the \.mp4 in raw_videos\)"
     )
     with pytest.raises(ValueError, match=says):
-        list(AVSBench("s4").samples(s4))
+        made(AVSBench("s4"), s4)
 
 
 def test_clips_that_are_not_whole_are_counted(ms3, put, caplog):
@@ -126,7 +127,7 @@ def test_clips_that_are_not_whole_are_counted(ms3, put, caplog):
     put(f"{MS3}/gt_masks/test/d/d_1.png", picture(1))
     put(f"{MS3}/gt_masks/train/a_1/cover.png", picture(1))
     put("secret/secret_1.png", picture(1))
-    assert [sample["__key__"] for _, sample in AVSBench("ms3").samples(ms3)] == ["ms3-a_1"]
+    assert [sample["__key__"] for _, sample in made(AVSBench("ms3"), ms3)] == ["ms3-a_1"]
     for reason in (
         "1 x second line for the same clip, first: ms3-a_1",
         "1 x line whose split is not train, val or test",
@@ -139,7 +140,7 @@ def test_clips_that_are_not_whole_are_counted(ms3, put, caplog):
 
 def test_a_frame_that_is_no_picture_is_left_out(ms3, put, caplog):
     put(f"{MS3}/visual_frames/a_1/a_1.mp4_2.png", "<html>")
-    sample = next(iter(AVSBench("ms3").samples(ms3)))[1]
+    sample = made(AVSBench("ms3"), ms3)[0][1]
     assert {"0.png", "2.png"} <= sample.keys()
     assert "1.png" not in sample
     assert "1 x file that is no JPEG, PNG or WebP" in caplog.text
@@ -147,4 +148,4 @@ def test_a_frame_that_is_no_picture_is_left_out(ms3, put, caplog):
 
 def test_the_other_subset_is_another_data_set(s4):
     with pytest.raises(ValueError, match=r"does not hold ms3_meta_data\.csv beside ms3_data"):
-        list(AVSBench("ms3").samples(s4))
+        made(AVSBench("ms3"), s4)

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from mmflow.data.make import build_source
 from mmflow.data.sources.byte_files import ByteFiles
 from mmflow.data.spec import DataSpec
+from tests.data.sources.made import made
 
 SPECS = Path(__file__).parents[3] / "data_specs"
 
 
 def pieces(root, **options):
-    return [(split, sample["json"]["path"], sample["bin"]) for split, sample in ByteFiles(**options).samples(root)]
+    return [(split, sample["json"]["path"], sample["bin"]) for split, sample in made(ByteFiles(**options), root)]
 
 
 def whole(samples) -> dict[str, bytes]:
@@ -45,7 +46,7 @@ def test_pieces_end_at_line_ends_where_there_are_any(put, tmp_path):
 def test_all_byte_values_come_back_with_their_hash(put, tmp_path):
     content = bytes(range(256)) * 40
     put("a/all.dat", content)
-    samples = list(ByteFiles(max_bytes=1000).samples(tmp_path))
+    samples = made(ByteFiles(max_bytes=1000), tmp_path)
     assert whole(samples) == {"a/all.dat": content}
     assert {sample["__key__"] for _, sample in samples} == {f"000000-{i:06d}" for i in range(len(samples))}
     assert all(len(sample["bin"]) <= 1000 for _, sample in samples)
@@ -89,7 +90,7 @@ def test_a_single_line_is_cut_anywhere(put):
 def test_any_file_comes_back_whole_in_pieces_of_any_size(tmp_path_factory, content, max_bytes):
     path = tmp_path_factory.getbasetemp() / "any.bin"
     path.write_bytes(content)
-    samples = list(ByteFiles(max_bytes=max_bytes).samples(path))
+    samples = made(ByteFiles(max_bytes=max_bytes), path)
     assert whole(samples) == {"any.bin": content}
     assert all(0 < len(sample["bin"]) <= max_bytes for _, sample in samples)
 
@@ -156,7 +157,7 @@ def test_pieces_without_a_byte_are_refused():
 
 
 def test_the_real_plays_are_cut_as_nanogpt_cuts_them(real_data):
-    samples = list(build_source(DataSpec.read(SPECS / "tinyshakespeare.yaml")).samples(real_data / "tinyshakespeare"))
+    samples = made(build_source(DataSpec.read(SPECS / "tinyshakespeare.yaml")), real_data / "tinyshakespeare")
     content = (real_data / "tinyshakespeare" / "input.txt").read_bytes()
     assert whole(samples) == {"input.txt": content}
     assert Counter(split for split, _ in samples) == {"train": 55, "validation": 7, "test": 7}
@@ -167,7 +168,7 @@ def test_the_real_plays_are_cut_as_nanogpt_cuts_them(real_data):
 
 
 def test_the_real_articles(real_data):
-    samples = list(build_source(DataSpec.read(SPECS / "wikitext2.yaml")).samples(real_data / "wikitext-2"))
+    samples = made(build_source(DataSpec.read(SPECS / "wikitext2.yaml")), real_data / "wikitext-2")
     assert whole(samples) == {"valid.txt": (real_data / "wikitext-2" / "valid.txt").read_bytes()}
     assert {split for split, _ in samples} == {"train", "validation", "test"}
 
@@ -175,4 +176,4 @@ def test_the_real_articles(real_data):
 def test_odd_texts_come_back_untouched(real_data):
     folder = real_data / "odd" / "text"
     expected = {path.name: path.read_bytes() for path in folder.iterdir() if path.stat().st_size}
-    assert whole(ByteFiles(max_bytes=100).samples(folder)) == expected
+    assert whole(made(ByteFiles(max_bytes=100), folder)) == expected

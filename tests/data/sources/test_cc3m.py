@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from mmflow.data.sources.cc3m import CC3M
+from tests.data.sources.made import made
 
 JPEG = b"\xff\xd8\xff picture"
 URL = "http://example.org/{}.jpg"
@@ -21,12 +22,12 @@ def cc(put, tmp_path):
 
 def texts(root):
     """Text and the last byte of each picture, by key."""
-    return {s["__key__"]: (s["txt"], s["jpg"][-1]) for _, s in CC3M().samples(root)}
+    return {s["__key__"]: (s["txt"], s["jpg"][-1]) for _, s in made(CC3M(), root)}
 
 
 def test_a_line_finds_its_picture_by_its_number(cc, caplog):
     caplog.set_level("INFO")
-    samples = {sample["__key__"]: sample for _, sample in CC3M().samples(cc)}
+    samples = {sample["__key__"]: sample for _, sample in made(CC3M(), cc)}
     assert samples["Train_GCC-training-000000004"] == {
         "__key__": "Train_GCC-training-000000004",
         "jpg": JPEG + b"\4",
@@ -91,7 +92,7 @@ def test_each_table_has_its_own_folder(put, tmp_path, train, validation):
     for number in range(20):
         put(f"{train}/{number}.png", JPEG + b"\1")
     put(f"{validation}/0.jpg", JPEG + b"\2")
-    found = list(CC3M().samples(tmp_path))
+    found = made(CC3M(), tmp_path)
     assert Counter(split for split, _ in found) == {"train": 18, "validation": 1, "test": 2}
     assert {(sample["txt"][:5], sample["jpg"][-1]) for _, sample in found} == {("train", 1), ("valid", 2)}
 
@@ -100,7 +101,7 @@ def test_lines_with_the_same_url_are_in_the_same_part(put, tmp_path):
     put("train.tsv", "".join(f"caption {n}\t{URL.format(n % 10)}\n" for n in range(40)))
     for number in range(40):
         put(f"train/{number}.jpg", JPEG)
-    found = list(CC3M().samples(tmp_path))
+    found = made(CC3M(), tmp_path)
     assert Counter(split for split, _ in found) == {"train": 32, "validation": 4, "test": 4}
     assert len({(split, sample["json"]["url"]) for split, sample in found}) == 10
 

@@ -3,6 +3,7 @@ from collections import Counter
 import pytest
 
 from mmflow.data.sources.class_folders import ClassFolders
+from tests.data.sources.made import made
 
 JPEG = b"\xff\xd8\xff picture"
 IMAGENET = ClassFolders(names="LOC_synset_mapping.txt", labels="LOC_val_solution.csv")
@@ -33,7 +34,7 @@ def imagenet(pictures, put):
 
 
 def found(root, source=None):
-    return {sample["json"]["path"]: (split, sample) for split, sample in (source or ClassFolders()).samples(root)}
+    return {sample["json"]["path"]: (split, sample) for split, sample in made(source or ClassFolders(), root)}
 
 
 def classes(root, source=None):

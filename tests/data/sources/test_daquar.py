@@ -3,6 +3,7 @@ from collections import Counter
 import pytest
 
 from mmflow.data.sources.daquar import Daquar
+from tests.data.sources.made import made
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -22,7 +23,7 @@ def daquar(put, tmp_path):
 
 
 def test_one_sample_per_question_with_its_photo(daquar):
-    found = list(Daquar().samples(daquar))
+    found = made(Daquar(), daquar)
     assert Counter(split for split, _ in found) == {"train": 4, "validation": 1, "test": 2}
     samples = {sample["__key__"]: sample for _, sample in found}
     assert samples.keys() == {f"image{n}" for n in ("1-001", "1-002", "2-001", "3-001", "4-001", "5-001", "6-001")}
@@ -39,7 +40,7 @@ def test_one_sample_per_question_with_its_photo(daquar):
 
 
 def test_an_answer_that_is_a_list_is_taken_apart_too(daquar):
-    samples = {sample["__key__"]: sample["json"] for _, sample in Daquar().samples(daquar / "nyu_depth_images")}
+    samples = {sample["__key__"]: sample["json"] for _, sample in made(Daquar(), daquar / "nyu_depth_images")}
     assert samples["image2-001"]["answer"] == "lamp, book"
     assert samples["image2-001"]["answer_list"] == ["lamp", "book"]
 
@@ -47,7 +48,7 @@ def test_an_answer_that_is_a_list_is_taken_apart_too(daquar):
 def test_lists_of_photos_make_the_splits(daquar, put, caplog):
     put("daquar/train.txt", "image5\nimage6.png\n")
     put("daquar/test.txt", "image1\nimage2\n")
-    found = list(Daquar().samples(daquar))
+    found = made(Daquar(), daquar)
     assert {s["json"]["image"] for split, s in found if split == "test"} == {"image1", "image2"}
     assert "2 x question about a photo that is in no list" in caplog.text
 
@@ -55,14 +56,14 @@ def test_lists_of_photos_make_the_splits(daquar, put, caplog):
 def test_the_questions_with_37_answers_are_read_where_the_others_are_not_there(daquar):
     for part in ("train", "test"):
         (daquar / f"qa.894.raw.{part}.txt").unlink()
-    assert [sample["__key__"] for _, sample in Daquar().samples(daquar)] == ["image1-001"]
+    assert [sample["__key__"] for _, sample in made(Daquar(), daquar)] == ["image1-001"]
 
 
 def test_what_cannot_be_used_is_counted(daquar, put, caplog):
     stray = "desk\nwhat is in the image2 ?\n"
     put("daquar/qa.894.raw.train.txt", stray + pair(1) + pair(9) + "is it\n" + "what is on image3 ?")
     put("daquar/nyu_depth_images/image5.png", "no picture")
-    found = list(Daquar().samples(daquar))
+    found = made(Daquar(), daquar)
     assert {sample["__key__"] for _, sample in found} == {"image1-001", "image6-001"}
     for reason in (
         "2 x question without an answer, first: qa.894.raw.train.txt: what is in the image2 ?",
@@ -76,19 +77,19 @@ def test_what_cannot_be_used_is_counted(daquar, put, caplog):
 def test_questions_without_any_photo_are_an_error(daquar):
     (daquar / "nyu_depth_images").rename(daquar / ".images")
     with pytest.raises(ValueError, match=r"no question has its photo; expected qa\.894\.raw\.train\.txt and"):
-        list(Daquar().samples(daquar))
+        made(Daquar(), daquar)
 
 
 def test_a_folder_with_another_layout_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"does not hold qa\.894\.raw\.train\.txt and"):
-        list(Daquar().samples(tmp_path))
+        made(Daquar(), tmp_path)
 
 
 def test_the_real_copy_has_5790_questions_about_680_photos(real_data, caplog):
     seen: Counter[str] = Counter()
     photos: dict[str, set[str]] = {}
     by_key = {}
-    for split, sample in Daquar().samples(real_data / "daquar"):
+    for split, sample in made(Daquar(), real_data / "daquar"):
         seen[split] += 1
         photos.setdefault(split, set()).add(sample["json"]["image"])
         by_key[sample["__key__"]] = sample["json"]

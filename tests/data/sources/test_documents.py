@@ -11,6 +11,7 @@ from mmflow.data.documents import parse
 from mmflow.data.make import build_source
 from mmflow.data.sources.documents import Documents
 from mmflow.data.spec import DataSpec
+from tests.data.sources.made import made
 
 SPECS = Path(__file__).parents[3] / "data_specs"
 
@@ -31,7 +32,7 @@ def mmc4(texts: list[str], pictures: list[tuple[str, int]], **more: object) -> d
 
 
 def only(root: Path) -> dict[str, object]:
-    ((_, sample),) = Documents().samples(root)
+    ((_, sample),) = made(Documents(), root)
     return sample
 
 
@@ -142,7 +143,7 @@ def test_names_lead_nowhere_outside_the_root(put, tmp_path, name):
 def test_documents_are_split_and_copies_of_a_page_stay_together(put, tmp_path):
     put("1.jsonl", lines(*(mmc4([f"{i}"], [], url=f"page {i}") for i in range(30))))
     put("2.jsonl", lines(*(mmc4([f"{i} again"], [], url=f"page {i}") for i in range(30))))
-    found = list(Documents().samples(tmp_path))
+    found = made(Documents(), tmp_path)
     assert Counter(split for split, _ in found) == {"train": 48, "validation": 6, "test": 6}
     places = {sample["json"]["url"]: split for split, sample in found}
     assert all(places[sample["json"]["url"]] == split for split, sample in found)
@@ -163,7 +164,7 @@ def test_other_encodings_than_utf8_are_an_error(put, tmp_path):
 
 
 def test_the_real_prompt_has_seven_pictures_each_before_its_question(real_data):
-    ((split, sample),) = build_source(DataSpec.read(SPECS / "mmc4.yaml")).samples(real_data / "vqa_rad_fewshot")
+    ((split, sample),) = made(build_source(DataSpec.read(SPECS / "mmc4.yaml")), real_data / "vqa_rad_fewshot")
     names = [f"{i}.jpg" for i in range(7)]
     assert split == "train"
     assert sample.keys() == {"__key__", "doc.json", "json", *names}

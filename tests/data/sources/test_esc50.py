@@ -3,6 +3,7 @@ from collections import Counter
 import pytest
 
 from mmflow.data.sources.esc50 import ESC50
+from tests.data.sources.made import made
 
 HEADER = "filename,fold,target,category,esc10,src_file,take"
 
@@ -22,7 +23,7 @@ def esc(put, tmp_path, audio_bytes):
 
 def folds(esc, **options):
     """split -> folds in it."""
-    found = list(ESC50(**options).samples(esc))
+    found = made(ESC50(**options), esc)
     return {split: {s["json"]["fold"] for at, s in found if at == split} for split, _ in found}
 
 
@@ -32,7 +33,7 @@ def test_folds_make_the_splits(esc):
 
 
 def test_a_sample_is_the_file_and_its_line(esc, audio_bytes):
-    assert next(iter(ESC50().samples(esc / "audio"))) == (
+    assert made(ESC50(), esc / "audio")[0] == (
         "train",
         {
             "__key__": "1-101-A-7",
@@ -43,7 +44,7 @@ def test_a_sample_is_the_file_and_its_line(esc, audio_bytes):
 
 
 def test_without_folds_for_validation_they_are_cut_out_by_recording(esc, caplog):
-    found = list(ESC50(validation_folds=[]).samples(esc))
+    found = made(ESC50(validation_folds=[]), esc)
     held = {s["json"]["recording"] for split, s in found if split == "validation"}
     assert len(held) == 1
     assert not held & {s["json"]["recording"] for split, s in found if split != "validation"}
@@ -52,7 +53,7 @@ def test_without_folds_for_validation_they_are_cut_out_by_recording(esc, caplog)
 
 def test_the_extension_is_that_of_the_bytes(esc, put, audio_bytes):
     put("ESC-50-master/audio/1-101-A-7.wav", audio_bytes("FLAC"))
-    samples = {sample["__key__"]: sample for _, sample in ESC50().samples(esc)}
+    samples = {sample["__key__"]: sample for _, sample in made(ESC50(), esc)}
     assert samples["1-101-A-7"].keys() == {"__key__", "flac", "json"}
     assert samples["1-101-B-7"].keys() == {"__key__", "wav", "json"}
 
@@ -61,7 +62,7 @@ def test_lines_and_files_without_their_other_half_are_counted(esc, put, caplog):
     lines = ["1-101-A-7.wav,1,7,rooster,False,101,A"] * 2
     lines += ["../1-101-B-7.wav,1,7,rooster,False,101,B", "1-101-B-7.wav,6,7,rooster,False,101,B"]
     put("ESC-50-master/meta/esc50.csv", "\n".join([HEADER, *lines, "2-102-A-7.wav,2,rooster"]))
-    assert [sample["__key__"] for _, sample in ESC50().samples(esc)] == ["1-101-A-7"]
+    assert [sample["__key__"] for _, sample in made(ESC50(), esc)] == ["1-101-A-7"]
     for reason in (
         "1 x second line for the same sound",
         "1 x line of meta/esc50.csv without its sound, first: ../1-101-B-7.wav",
@@ -80,22 +81,22 @@ def test_folds_that_are_not_there_or_in_two_splits_are_an_error(options):
 def test_a_table_without_a_column_is_an_error(esc, put):
     put("ESC-50-master/meta/esc50.csv", "filename,fold\n1-101-A-7.wav,1")
     with pytest.raises(ValueError, match=r"has the columns filename, fold and lacks target, category, src_file, take"):
-        list(ESC50().samples(esc))
+        made(ESC50(), esc)
 
 
 def test_a_table_that_names_no_file_is_an_error(esc, put):
     put("ESC-50-master/meta/esc50.csv", f"{HEADER}\nx.wav,1,7,rooster,False,101,A")
     with pytest.raises(ValueError, match=r"no line of meta/esc50\.csv has its sound; expected meta/esc50\.csv and a"):
-        list(ESC50().samples(esc))
+        made(ESC50(), esc)
 
 
 def test_a_folder_with_another_layout_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"does not hold meta/esc50\.csv and a folder audio"):
-        list(ESC50().samples(tmp_path))
+        made(ESC50(), tmp_path)
 
 
 def test_the_real_copy_has_four_folds_of_80_clips_in_10_classes(real_data, caplog):
-    found = list(ESC50(validation_folds=[3], test_folds=[4]).samples(real_data / "ESC-10"))
+    found = made(ESC50(validation_folds=[3], test_folds=[4]), real_data / "ESC-10")
     assert Counter(split for split, _ in found) == {"train": 160, "validation": 80, "test": 80}
     assert not caplog.records
     assert set(Counter(sample["json"]["label"] for _, sample in found).values()) == {32}
@@ -108,7 +109,7 @@ def test_the_real_copy_has_four_folds_of_80_clips_in_10_classes(real_data, caplo
 
 
 def test_with_the_usual_folds_the_test_part_of_the_real_copy_is_cut_out_of_train(real_data):
-    found = list(ESC50().samples(real_data / "ESC-10"))
+    found = made(ESC50(), real_data / "ESC-10")
     counts = Counter(split for split, _ in found)
     assert counts["validation"] == 80
     assert counts["train"] + counts["test"] == 240

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mmflow.data.sources.fashion_mnist import FashionMNIST
+from tests.data.sources.made import made
 
 PICTURES = np.arange(20 * 4 * 3, dtype=np.uint8).reshape(20, 4, 3)
 LABELS = np.arange(20, dtype=np.uint8) % 10
@@ -26,7 +27,7 @@ def fashion(put, tmp_path):
 
 
 def samples(root, **options):
-    return {sample["__key__"]: (split, sample) for split, sample in FashionMNIST(**options).samples(root)}
+    return {sample["__key__"]: (split, sample) for split, sample in made(FashionMNIST(**options), root)}
 
 
 def test_pictures_become_png_with_the_same_pixels(fashion):

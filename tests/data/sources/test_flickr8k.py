@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from mmflow.data.sources.flickr8k import Flickr8k
+from tests.data.sources.made import made
 
 JPEG = b"\xff\xd8\xff picture"
 
@@ -29,24 +30,24 @@ def original(put, tmp_path):
 
 
 def captions(root):
-    return {sample["__key__"]: sample["json"]["captions"] for _, sample in Flickr8k().samples(root)}
+    return {sample["__key__"]: sample["json"]["captions"] for _, sample in made(Flickr8k(), root)}
 
 
 def test_a_photo_has_all_its_captions_and_the_first_as_text(kaggle):
-    samples = {sample["__key__"]: sample for _, sample in Flickr8k().samples(kaggle)}
+    samples = {sample["__key__"]: sample for _, sample in made(Flickr8k(), kaggle)}
     assert samples["10_a"] == {"__key__": "10_a", "jpg": JPEG, "txt": "A dog", "json": {"captions": ["A dog", "Dogs"]}}
     assert samples.keys() == {"10_a", "11_b", "12_c"}
 
 
 @pytest.mark.parametrize("place", [".", "Images", ".."])
 def test_without_lists_the_parts_are_cut(kaggle, place):
-    found = Counter(split for split, _ in Flickr8k().samples(kaggle / place))
+    found = Counter(split for split, _ in made(Flickr8k(), kaggle / place))
     assert found == {"train": 1, "validation": 1, "test": 1}
 
 
 @pytest.mark.parametrize("place", [".", "Flicker8k_Dataset", ".."])
 def test_the_original_lists_make_the_splits(original, place, caplog):
-    found = {sample["__key__"]: (split, sample["txt"]) for split, sample in Flickr8k().samples(original / place)}
+    found = {sample["__key__"]: (split, sample["txt"]) for split, sample in made(Flickr8k(), original / place)}
     assert found == {"10_a": ("train", "A dog ."), "11_b": ("validation", "A cat"), "12_c": ("test", "A cow")}
     assert "1 x photo on none of the lists of the parts" in caplog.text
     assert "3 x listed photo that is not there, first: not_there_0.jpg" in caplog.text
@@ -97,17 +98,17 @@ def test_a_file_that_is_no_picture_is_counted(kaggle, put, caplog):
 def test_a_table_that_cannot_be_read_is_an_error(kaggle, put, text, message):
     put("flickr8k/captions.txt", text)
     with pytest.raises(ValueError, match=message):
-        list(Flickr8k().samples(kaggle))
+        made(Flickr8k(), kaggle)
 
 
 def test_a_folder_without_captions_is_an_error(put, tmp_path):
     put("Images/1.jpg", JPEG)
     with pytest.raises(ValueError, match=r"does not hold Flickr8k\.token\.txt.* or captions\.txt"):
-        list(Flickr8k().samples(tmp_path))
+        made(Flickr8k(), tmp_path)
 
 
 def test_the_real_copy_has_700_photos_with_five_captions_each(real_data, caplog):
-    found = list(Flickr8k().samples(real_data / "flickr8k"))
+    found = made(Flickr8k(), real_data / "flickr8k")
     assert Counter(split for split, _ in found) == {"train": 560, "validation": 70, "test": 70}
     assert Counter(len(sample["json"]["captions"]) for _, sample in found) == {5: 700}
     samples = {sample["__key__"]: sample for _, sample in found}

@@ -4,6 +4,7 @@ import pytest
 
 from mmflow.data.sources.grid import Grid, read_alignment, sentence
 from mmflow.data.sources.layout import LeftOut
+from tests.data.sources.made import made
 
 ALIGNMENT = "0 12500 sil\n12500 25000 bin\n25000 30000 sp\n30000 35000 blue\n35000 74500 sil\n"
 
@@ -36,7 +37,7 @@ def test_six_letters_spell_a_sentence(code, text):
 
 
 def test_speakers_are_the_splits(grid, caplog):
-    found = list(Grid().samples(grid))
+    found = made(Grid(), grid)
     assert Counter(split for split, _ in found) == {"train": 2, "validation": 2, "test": 2}
     assert all(len({s["json"]["speaker"] for at, s in found if at == split}) == 1 for split, _ in found)
     samples = {sample["__key__"]: sample for _, sample in found}
@@ -49,7 +50,7 @@ def test_speakers_are_the_splits(grid, caplog):
 
 
 def test_an_alignment_gives_words_with_their_seconds_and_the_text(grid):
-    samples = {sample["__key__"]: sample for _, sample in Grid().samples(grid)}
+    samples = {sample["__key__"]: sample for _, sample in made(Grid(), grid)}
     assert samples["s2-bbaf2n"]["json"]["words"] == [[0.5, 1.0, "bin"], [1.2, 1.4, "blue"]]
     assert samples["s2-bbaf2n"]["txt"] == "bin blue"
     assert "words" not in samples["s1-bbaf2n"]["json"]
@@ -57,20 +58,20 @@ def test_an_alignment_gives_words_with_their_seconds_and_the_text(grid):
 
 def test_a_transcript_comes_before_alignment_and_letters(grid, put):
     put("grid/transcripts.csv", "file,transcript\ns2/video/mpg_6000/bbaf2n.mpg,bin blue at f three\n../x.mpg,secret")
-    texts = {sample["__key__"]: sample["txt"] for _, sample in Grid().samples(grid)}
+    texts = {sample["__key__"]: sample["txt"] for _, sample in made(Grid(), grid)}
     assert texts["s2-bbaf2n"] == "bin blue at f three"
     assert texts["s1-bbaf2n"] == "bin blue at f two now"
 
 
 def test_the_folder_of_one_speaker_may_be_named(grid):
-    assert {sample["__key__"] for _, sample in Grid().samples(grid / "s34")} == {"s34-bbaf2n", "s34-lgwz9a"}
+    assert {sample["__key__"] for _, sample in made(Grid(), grid / "s34")} == {"s34-bbaf2n", "s34-lgwz9a"}
 
 
 def test_what_cannot_be_used_is_counted(grid, put, caplog):
     put("grid/s1/intro.mpg")
     put("grid/s1/video/mpg_vcd/bbaf2n.mpg")
     put("grid/alignments/s9/bbaf2n.align", "0 a bin\n5 5 blue\n0 1")
-    assert len(list(Grid().samples(grid))) == 6
+    assert len(made(Grid(), grid)) == 6
     for reason in (
         "1 x video not named by six letters such as bbaf2n",
         "1 x second video of the same speaker and name",
@@ -82,12 +83,12 @@ def test_what_cannot_be_used_is_counted(grid, put, caplog):
 
 def test_a_folder_without_videos_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no video that can be used; expected videos named by their six letters"):
-        list(Grid().samples(tmp_path))
+        made(Grid(), tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="none is not a folder; expected one with videos"):
-        list(Grid().samples(tmp_path / "none"))
+        made(Grid(), tmp_path / "none")
 
 
 def test_the_letters_spell_the_real_transcripts(real_data):
@@ -108,7 +109,7 @@ def test_the_real_alignment_has_six_words(real_data):
 
 
 def test_the_real_copy_has_seven_clips(real_data, caplog):
-    found = list(Grid().samples(real_data / "grid_av"))
+    found = made(Grid(), real_data / "grid_av")
     assert Counter(split for split, _ in found) == {"train": 5, "validation": 1, "test": 1}
     samples = {sample["__key__"]: sample for _, sample in found}
     assert samples["unknown-lrwp9a"]["txt"] == "lay red with p nine again"

@@ -26,7 +26,7 @@ def test_what_is_no_picture_has_no_extension(data):
 def test_a_file_goes_under_its_true_extension_or_is_counted(put):
     left_out = LeftOut("x")
     path = put("a.JPEG", b"\x89PNG\r\n\x1a\n and more")
-    assert as_member(path, left_out) == {"png": path}
+    assert as_member(path, left_out) == {"png": str(path)}
     assert as_member(put("b.jpg", "<html>"), left_out) == {}
     assert as_member(put("c.png", b""), left_out) == {}
     assert left_out.counts == {"file that is no JPEG, PNG or WebP": 2}

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from mmflow.data.sources.medical_vqa import Slake, VQARad
+from tests.data.sources.made import made
 
 JPEG = b"\xff\xd8\xff\xe0"
 
@@ -59,7 +60,7 @@ def slake(put, tmp_path):
 
 
 def test_rad_has_one_sample_per_question_with_its_picture(rad):
-    found = list(VQARad().samples(rad))
+    found = made(VQARad(), rad)
     assert Counter(split for split, _ in found) == {"train": 4, "validation": 1, "test": 1}
     samples = {sample["__key__"]: sample for _, sample in found}
     assert samples["0002_synpic2"] == {
@@ -79,7 +80,7 @@ def test_rad_has_one_sample_per_question_with_its_picture(rad):
 
 
 def test_rad_answers_are_text_also_where_they_are_numbers_and_the_test_part_is_the_original(rad):
-    *_, (split, sample) = VQARad().samples(rad / "VQA_RAD Image Folder")
+    *_, (split, sample) = made(VQARad(), rad / "VQA_RAD Image Folder")
     assert (split, sample["__key__"], sample["json"]["answer"]) == ("test", "0005_synpic0", "3")
 
 
@@ -89,7 +90,7 @@ def test_rad_questions_that_cannot_be_used_are_counted(rad, put, caplog):
     put("VQA_RAD/VQA_RAD Dataset Public.json", json.dumps(records))
     put("VQA_RAD/VQA_RAD Image Folder/synpic2.jpg", "<html>")
     put("secret.jpg", JPEG)
-    assert [sample["__key__"] for _, sample in VQARad().samples(rad)] == ["0000_synpic0"]
+    assert [sample["__key__"] for _, sample in made(VQARad(), rad)] == ["0000_synpic0"]
     for reason in (
         "2 x question without its picture, first: ../../secret.jpg",
         "1 x question without an answer",
@@ -103,18 +104,18 @@ def test_lines_of_a_prompt_that_are_no_question_are_counted(put, tmp_path, caplo
     lines = ['{"image": "a.jpg", "question": "q", "answer": "a"}', '{"image": 5, "question": "q", "answer": "a"}', "{"]
     put("few/fewshot.jsonl", "\n".join([*lines, '{"image": "a.jpg", "question": "q"}', "[]"]))
     put("few/images/a.jpg", JPEG)
-    assert len(list(VQARad().samples(tmp_path / "few"))) == 1
+    assert len(made(VQARad(), tmp_path / "few")) == 1
     assert "4 x line that is no object of image, question and answer" in caplog.text
 
 
 def test_rad_without_any_picture_is_an_error(rad):
     (rad / "VQA_RAD Image Folder").rename(rad / ".images")
     with pytest.raises(ValueError, match=r"no question has its picture; expected VQA_RAD Dataset Public\.json"):
-        list(VQARad().samples(rad))
+        made(VQARad(), rad)
 
 
 def test_the_real_prompt_has_six_answered_questions_and_one_open(real_data):
-    found = list(VQARad().samples(real_data / "vqa_rad_fewshot"))
+    found = made(VQARad(), real_data / "vqa_rad_fewshot")
     assert Counter(split for split, _ in found) == {"train": 5, "validation": 1, "test": 1}
     assert found[-1] == (
         "test",
@@ -134,7 +135,7 @@ def test_the_real_prompt_has_six_answered_questions_and_one_open(real_data):
 
 
 def test_slake_has_one_sample_per_question_with_its_picture(slake):
-    found = list(Slake().samples(slake / "imgs"))
+    found = made(Slake(), slake / "imgs")
     assert [(split, sample["__key__"]) for split, sample in found] == [
         ("train", "train-00000"),
         ("validation", "validation-00000"),
@@ -160,19 +161,19 @@ def test_slake_has_one_sample_per_question_with_its_picture(slake):
 
 @pytest.mark.parametrize(("language", "answers"), [("en", ["MRI"]), ("zh", ["肝脏"]), ("all", ["MRI", "肝脏"])])
 def test_slake_takes_one_language_or_both(slake, language, answers):
-    found = Slake(language).samples(slake)
+    found = made(Slake(language), slake)
     assert [sample["json"]["answer"] for split, sample in found if split == "test"] == answers
 
 
 def test_slake_has_another_name_for_validation(slake):
     (slake / "validate.json").rename(slake / "validation.json")
-    assert len(list(Slake().samples(slake))) == 3
+    assert len(made(Slake(), slake)) == 3
 
 
 def test_slake_questions_that_cannot_be_used_are_counted(slake, put, caplog):
     records = [slake_record(0, "../../.."), slake_record(1, "xmlab0", answer=" "), slake_record(2, "xmlab0")]
     put("Slake1.0/train.json", json.dumps([*records, {"qid": "3"}]))
-    assert [sample["__key__"] for split, sample in Slake().samples(slake) if split == "train"] == ["train-00002"]
+    assert [sample["__key__"] for split, sample in made(Slake(), slake) if split == "train"] == ["train-00002"]
     for reason in (
         "1 x question without its picture, first: train.json: ../../../source.jpg",
         "1 x question without an answer",
@@ -185,10 +186,10 @@ def test_slake_without_a_question_in_the_language_is_an_error(slake, put):
     for part in ("train", "validate", "test"):
         put(f"Slake1.0/{part}.json", json.dumps([slake_record(0, "xmlab0")]))
     with pytest.raises(ValueError, match=r"no question in language 'zh' has its picture; expected train\.json"):
-        list(Slake("zh").samples(slake))
+        made(Slake("zh"), slake)
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [(VQARad, r"VQA_RAD Dataset Public\.json"), (Slake, r"train\.json")])
 def test_a_folder_with_another_layout_is_an_error(kind, wanted, tmp_path):
     with pytest.raises(ValueError, match=rf"does not hold {wanted}"):
-        list(kind().samples(tmp_path))
+        made(kind(), tmp_path)

@@ -5,6 +5,7 @@ import pytest
 
 from mmflow.data.sources.layout import LeftOut
 from mmflow.data.sources.music_avqa import MusicAVQA, fill, read_questions
+from tests.data.sources.made import made
 
 
 def record(video: str, **changes) -> dict:
@@ -29,7 +30,7 @@ def music(put, tmp_path):
 
 
 def test_one_sample_per_question_with_its_places_filled_in(music):
-    found = list(MusicAVQA().samples(music))
+    found = made(MusicAVQA(), music)
     assert Counter(split for split, _ in found) == {"train": 2, "validation": 1, "test": 1}
     assert found[1] == (
         "train",
@@ -59,7 +60,7 @@ def test_missing_parts_are_cut_out_by_video(music, put):
     put("music/json/avqa-test.json", json.dumps([record(video) for video in videos for _ in range(3)]))
     for video in videos:
         put(f"music/videos/{video}.mp4")
-    found = list(MusicAVQA().samples(music / "json"))
+    found = made(MusicAVQA(), music / "json")
     assert Counter(split for split, _ in found) == {"train": 24, "validation": 3, "test": 3}
 
 
@@ -76,7 +77,7 @@ def test_questions_that_cannot_be_used_are_counted(music, put, caplog):
     ]
     put("secret.mp4")
     put("music/json/avqa-train.json", json.dumps(records))
-    found = list(MusicAVQA().samples(music))
+    found = made(MusicAVQA(), music)
     assert [sample["__key__"] for split, sample in found if split == "train"] == ["train-00000"]
     for reason in (
         "2 x question without its video, first: avqa-train.json: 00000009",
@@ -98,12 +99,12 @@ def test_a_file_that_is_no_list_is_an_error(content, message, put):
 
 def test_questions_without_any_video_are_an_error(real_data):
     with pytest.raises(ValueError, match=r"no question has its video; expected a folder json with avqa-train\.json"):
-        list(MusicAVQA().samples(real_data / "music_avqa"))
+        made(MusicAVQA(), real_data / "music_avqa")
 
 
 def test_a_folder_with_another_layout_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"does not hold a folder json with avqa-train\.json"):
-        list(MusicAVQA().samples(tmp_path))
+        made(MusicAVQA(), tmp_path)
 
 
 def test_the_real_questions_are_read_to_the_last_one(real_data):

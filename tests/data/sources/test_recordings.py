@@ -1,7 +1,7 @@
 import pytest
 
 from mmflow.data.sources.layout import LeftOut
-from mmflow.data.sources.recordings import Recording, audio_extension, by_stem, read_lines, read_pairs
+from mmflow.data.sources.recordings import audio_extension, by_stem, read_lines, read_pairs, recording
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,16 @@ def test_other_spellings_of_a_name(name, extension):
 
 
 def test_a_sample_holds_the_bytes_of_the_file(put):
-    recording = Recording("a", "train", "bob", put("a.wav", b"\x00\xff\r\n"), "hello", {"take": 3})
-    assert recording.sample() == {
+    path = put("a.wav", b"\x00\xff\r\n")
+    item = recording("a", "train", "bob", path, "hello", {"take": 3})
+    assert (item.group, item.size) == ("bob", 9)
+    assert item.sample() == {
         "__key__": "a",
         "wav": b"\x00\xff\r\n",
         "txt": "hello",
         "json": {"speaker": "bob", "take": 3},
     }
-    assert "txt" not in Recording("a", "train", "bob", recording.path).sample()
+    assert "txt" not in recording("a", "train", "bob", path).sample()
 
 
 def test_the_first_of_two_files_with_one_stem_is_kept_and_the_other_counted(put):

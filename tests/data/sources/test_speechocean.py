@@ -3,6 +3,7 @@ from collections import Counter
 import pytest
 
 from mmflow.data.sources.speechocean import SpeechOcean762
+from tests.data.sources.made import made
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def ocean(put, tmp_path):
 
 
 def test_text_and_phones_in_the_order_of_the_words(ocean):
-    found = list(SpeechOcean762().samples(ocean))
+    found = made(SpeechOcean762(), ocean)
     assert Counter(split for split, _ in found) == {"train": 4, "validation": 2, "test": 2}
     assert found[-1] == (
         "test",
@@ -36,18 +37,18 @@ def test_text_and_phones_in_the_order_of_the_words(ocean):
 
 @pytest.mark.parametrize("inside", [".", "..", "train", "WAVE", "resource"])
 def test_any_folder_of_it_may_be_named(ocean, inside):
-    assert len(list(SpeechOcean762().samples(ocean / inside))) == 8
+    assert len(made(SpeechOcean762(), ocean / inside)) == 8
 
 
 def test_a_part_without_its_tables_is_not_there(ocean):
     (ocean / "train" / "text").unlink()
-    assert Counter(split for split, _ in SpeechOcean762().samples(ocean)) == {"train": 1, "test": 1}
+    assert Counter(split for split, _ in made(SpeechOcean762(), ocean)) == {"train": 1, "test": 1}
 
 
 def test_commands_and_paths_elsewhere_in_wav_scp_are_never_followed(ocean, put, tmp_path, caplog):
     put("secret.wav", "secret")
     put("so/test/wav.scp", f"00090000 {tmp_path}/secret.wav\n00090001 touch {tmp_path}/ran |\nx WAVE/../../secret.wav")
-    found = list(SpeechOcean762().samples(ocean))
+    found = made(SpeechOcean762(), ocean)
     assert not any(b"secret" in sample["wav"] for _, sample in found)
     assert not (tmp_path / "ran").exists()
     assert "3 x line of wav.scp without an audio file" in caplog.text
@@ -57,31 +58,31 @@ def test_commands_and_paths_elsewhere_in_wav_scp_are_never_followed(ocean, put, 
 def test_utterances_without_text_or_speaker_are_counted(ocean, put, caplog):
     put("so/test/text", "00090000 HELLO\n00097777 NOBODY")
     put("so/test/utt2spk", "00090001 0009")
-    assert len(list(SpeechOcean762().samples(ocean))) == 6
+    assert len(made(SpeechOcean762(), ocean)) == 6
     assert "2 x audio file without text or speaker" in caplog.text
     assert "1 x line of text without one in wav.scp, first: test: 00097777" in caplog.text
 
 
 def test_without_the_table_of_phones_there_is_no_phone_sequence(ocean, caplog):
     (ocean / "resource" / "text-phone").unlink()
-    assert all(sample["json"].keys() == {"speaker"} for _, sample in SpeechOcean762().samples(ocean))
+    assert all(sample["json"].keys() == {"speaker"} for _, sample in made(SpeechOcean762(), ocean))
     assert "missing table of phones" in caplog.text
 
 
 def test_a_folder_with_another_layout_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"does not hold a folder train or test with wav\.scp, text, utt2spk"):
-        list(SpeechOcean762().samples(tmp_path))
+        made(SpeechOcean762(), tmp_path)
 
 
 def test_tables_that_name_no_file_are_an_error(ocean, put):
     for part in ("train", "test"):
         put(f"so/{part}/wav.scp", "a b.wav")
     with pytest.raises(ValueError, match="no utterance has audio, text and speaker"):
-        list(SpeechOcean762().samples(ocean))
+        made(SpeechOcean762(), ocean)
 
 
 def test_the_real_copy_has_1480_160_200(real_data):
-    found = list(SpeechOcean762().samples(real_data / "speechocean762"))
+    found = made(SpeechOcean762(), real_data / "speechocean762")
     assert Counter(split for split, _ in found) == {"train": 1480, "validation": 160, "test": 200}
     samples = {sample["__key__"]: sample for _, sample in found}
     sample = samples["000360013"]

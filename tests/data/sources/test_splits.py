@@ -1,26 +1,25 @@
 import logging
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmflow.data.sources.recordings import Recording
+from mmflow.data.sources.items import Item
 from mmflow.data.sources.splits import complete, cut
 
 
-def recordings(**speakers_by_split: dict[str, int]) -> list[Recording]:
+def recordings(**speakers_by_split: dict[str, int]) -> list[Item]:
     return [
-        Recording(f"{speaker}-{i}", split, speaker, Path("x.wav"))
+        Item(f"{speaker}-{i}", split, speaker)
         for split, speakers in speakers_by_split.items()
         for speaker, count in speakers.items()
         for i in range(count)
     ]
 
 
-def parts(found: list[Recording]) -> dict[str, set[str]]:
-    return {split: {r.speaker for r in found if r.split == split} for split in ("train", "validation", "test")}
+def parts(found: list[Item]) -> dict[str, set[str]]:
+    return {split: {r.group for r in found if r.split == split} for split in ("train", "validation", "test")}
 
 
 def test_original_splits_stay_as_they_are_and_nothing_is_logged(caplog):

@@ -9,6 +9,7 @@ import pytest
 from mmflow.data.make import build_source
 from mmflow.data.sources.table import Table
 from mmflow.data.spec import DataSpec
+from tests.data.sources.made import made
 
 SPECS = Path(__file__).parents[3] / "data_specs"
 CLOTHES = "id,review,kind,price,liked\n1,too long,dress,10,0\n2,I love it,top,12.5,1\n3,,dress,-3e2,1\n"
@@ -17,7 +18,7 @@ COLUMNS = {"text": ["review"], "categorical": ["kind"], "numerical": ["price"], 
 
 def rows(root, **options):
     """Key -> (split, text, JSON)."""
-    found = Table(**options).samples(root)
+    found = made(Table(**options), root)
     return {sample["__key__"]: (split, sample.get("txt"), sample["json"]) for split, sample in found}
 
 
@@ -318,17 +319,17 @@ def test_other_encodings_than_utf8_are_errors_that_say_what_to_do(put, content):
 def test_the_same_table_gives_the_same_samples(put, tmp_path):
     table = put("a.csv", csv_of({"n": range(100)}))
     source = Table(numerical=["n"])
-    assert list(source.samples(table)) == list(source.samples(table))
+    assert made(source, table) == made(source, table)
     put("b/a.csv", "m,l\nx y,z\n")
     guessing = Table(label="l")
-    list(guessing.samples(tmp_path / "b"))
+    made(guessing, tmp_path / "b")
     assert not any(guessing.columns.kinds.values())
 
 
 def test_the_real_clothing_reviews(real_data):
     source = build_source(DataSpec.read(SPECS / "womens_clothing.yaml"))
     folder = real_data / "tabular_text" / "Womens_Clothing_E-Commerce_Reviews"
-    found = [(split, sample["txt"], sample["json"]) for split, sample in source.samples(folder)]
+    found = [(split, sample["txt"], sample["json"]) for split, sample in made(source, folder)]
     assert Counter(split for split, _, _ in found) == {"train": 1879, "validation": 235, "test": 235}
     assert 0.80 < sum(info["label"] for _, _, info in found) / len(found) < 0.84
     assert {info["class"] for _, _, info in found} == {"Not Recommended", "Recommended"}
@@ -352,7 +353,7 @@ def test_the_real_clothing_reviews(real_data):
 def test_the_real_pets_are_cut_by_their_rescuers(real_data):
     source = build_source(DataSpec.read(SPECS / "petfinder.yaml"))
     folder = real_data / "tabular_text" / "PetFindermy_Adoption_Prediction"
-    found = [(split, sample["json"]) for split, sample in source.samples(folder)]
+    found = [(split, sample["json"]) for split, sample in made(source, folder)]
     assert len(found) == 1500
     splits = {info["group"]: split for split, info in found}
     assert all(splits[info["group"]] == split for split, info in found)
@@ -366,7 +367,7 @@ def test_the_real_pets_are_cut_by_their_rescuers(real_data):
 def test_kinds_guessed_for_the_real_clothing_reviews_are_those_of_their_column_info(real_data, put, tmp_path):
     folder = real_data / "tabular_text" / "Womens_Clothing_E-Commerce_Reviews"
     put("train.csv", (folder / "train.csv").read_bytes())
-    info = next(Table(label="Recommended IND").samples(tmp_path))[1]["json"]
+    info = made(Table(label="Recommended IND"), tmp_path)[0][1]["json"]
     stated = json.loads((folder / "column_info.json").read_text())
     assert set(info["row"]) == {*stated["text_cols"], *stated["cat_cols"], *stated["num_cols"], "Clothing ID"}
 

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from mmflow.data.sources.vqa import VQA
+from tests.data.sources.made import made
 
 JPEG = b"\xff\xd8\xff\xe0"
 
@@ -36,7 +37,7 @@ def vqa(put, tmp_path):
 
 
 def test_one_sample_per_question_with_its_photo_and_answers(vqa):
-    found = list(VQA().samples(vqa))
+    found = made(VQA(), vqa)
     assert Counter(split for split, _ in found) == {"train": 3, "validation": 1, "test": 2}
     assert found[1] == (
         "train",
@@ -57,7 +58,7 @@ def test_one_sample_per_question_with_its_photo_and_answers(vqa):
 
 
 def test_questions_of_test_have_no_answers(vqa):
-    *_, (split, sample) = VQA().samples(vqa)
+    *_, (split, sample) = made(VQA(), vqa)
     assert split == "test"
     assert sample["json"] == {
         "question": "What is 262144001?",
@@ -70,7 +71,7 @@ def test_questions_of_test_have_no_answers(vqa):
 def test_without_a_chosen_answer_it_is_the_most_frequent(vqa, put):
     answers = [annotation(42002, ["bat", "net", "net"])]
     put("vqa/v2_mscoco_val2014_annotations.json", json.dumps({"annotations": answers}))
-    assert [s["json"]["answer"] for split, s in VQA().samples(vqa) if split == "validation"] == ["net"]
+    assert [s["json"]["answer"] for split, s in made(VQA(), vqa) if split == "validation"] == ["net"]
 
 
 def test_the_part_for_validation_alone_is_cut_by_photo(vqa, put):
@@ -87,7 +88,7 @@ def test_the_part_for_validation_alone_is_cut_by_photo(vqa, put):
     )
     for photo in range(1, 11):
         put(f"vqa/val2014/COCO_val2014_{photo:012d}.jpg", JPEG)
-    found = list(VQA().samples(vqa))
+    found = made(VQA(), vqa)
     assert Counter(split for split, _ in found) == {"train": 24, "validation": 3, "test": 3}
     photos = {split: {s["json"]["image_id"] for at, s in found if at == split} for split, _ in found}
     assert [len(photos[split]) for split in ("train", "validation", "test")] == [8, 1, 1]
@@ -101,7 +102,7 @@ def test_what_cannot_be_used_is_counted(vqa, put, caplog):
     answers = [annotation(9000, ["a"]), annotation(9001, []), annotation(7000, ["a"]), annotation(25000, ["a"])]
     put("vqa/v2_mscoco_train2014_annotations.json", json.dumps({"annotations": [*answers, {"answers": ["a"]}]}))
     put("vqa/train2014/COCO_train2014_000000000025.jpg", "<html>")
-    found = list(VQA().samples(vqa))
+    found = made(VQA(), vqa)
     assert [sample["__key__"] for split, sample in found if split == "train"] == ["000000009000"]
     for reason in (
         "1 x second question of the same question_id, first: 9000",
@@ -119,23 +120,23 @@ def test_what_cannot_be_used_is_counted(vqa, put, caplog):
 def test_a_file_without_the_list_is_an_error(vqa, put):
     put("vqa/v2_mscoco_val2014_annotations.json", "{}")
     with pytest.raises(ValueError, match=r"must hold a list under the key 'annotations'; it is not the file that"):
-        list(VQA().samples(vqa))
+        made(VQA(), vqa)
 
 
 def test_questions_without_any_photo_are_an_error(vqa):
     for path in vqa.rglob("*.jpg"):
         path.unlink()
     with pytest.raises(ValueError, match=r"no question has its answers and its photo; expected files named"):
-        list(VQA().samples(vqa))
+        made(VQA(), vqa)
 
 
 def test_a_folder_with_another_layout_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"does not hold files named \*_train2014_questions\.json"):
-        list(VQA().samples(tmp_path))
+        made(VQA(), tmp_path)
 
 
 def test_a_photo_is_opened_once_to_see_what_it_is(vqa, monkeypatch):
     opened = []
     monkeypatch.setattr("mmflow.data.sources.vqa.as_member", lambda path, _: opened.append(path.name) or {"jpg": path})
-    assert len(list(VQA().samples(vqa))) == 6
+    assert len(made(VQA(), vqa)) == 6
     assert len(opened) == 4
