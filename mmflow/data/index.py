@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import re
 import struct
@@ -42,6 +41,7 @@ from mmflow.data.decode import (
 )
 from mmflow.data.pictures import picture_size
 from mmflow.data.remote import cache_folder, fetch, is_remote, shown
+from mmflow.data.workers import processors, worker_pool
 from mmflow.data.writer import META_KEY
 
 log = logging.getLogger(__name__)
@@ -571,11 +571,9 @@ def open_shards(shards: list[str], allow_pipe: bool = False) -> list[ShardIndex]
     make = partial(_make, allow_pipe=allow_pipe)
     with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as threads:  # they mostly wait
         found |= zip(remote, threads.map(make, remote), strict=True)
-    processes = min(len(local), len(os.sched_getaffinity(0)))
-    if processes > 1 and sum(Path(shard).stat().st_size for shard in local) > SERIAL_BYTES:
-        # spawned, not forked: the parent may hold locks of torch's threads
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+    workers = min(len(local), processors())
+    if workers > 1 and sum(Path(shard).stat().st_size for shard in local) > SERIAL_BYTES:
+        with worker_pool(workers) as pool:
             found |= zip(local, pool.map(make, local), strict=True)
     else:
         found |= zip(local, map(make, local), strict=True)

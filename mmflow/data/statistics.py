@@ -19,8 +19,9 @@ from mmflow.data.corpus import held
 from mmflow.data.decode import AUDIO_EXTENSIONS, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, BadSample, decode, kind_of
 from mmflow.data.documents import EXTENSION as DOCUMENT
 from mmflow.data.index import ShardIndex, open_shard
-from mmflow.data.inspection import Fault, Row, over_shards, present_splits
+from mmflow.data.inspection import present_splits
 from mmflow.data.spec import DataSpec
+from mmflow.data.walk import Fault, Row, over_shards
 
 LONGEST = 60  # characters; of longer texts only the number of words is counted
 LONGER = "(longer text)"
