@@ -544,6 +544,8 @@ def _make(shard: str, allow_pipe: bool) -> ShardIndex:
             f"{shown(shard)} is not a plain tar file ({error}); remove it or make the shards again"
         ) from error
     for place in _places(shard):
+        if _is_energons(place):
+            continue
         try:
             _save(index, place)
         except OSError as error:
@@ -551,6 +553,15 @@ def _make(shard: str, allow_pipe: bool) -> ShardIndex:
             continue
         return _load(shard, place, index.stamp, allow_pipe) or index
     return index
+
+
+def _is_energons(place: Path) -> bool:
+    """Whether an index is of Megatron-Energon, which gives it the same name; it begins with the place 0."""
+    try:
+        with place.open("rb") as file:
+            return file.read(8) == bytes(8)
+    except OSError:
+        return False
 
 
 def open_shard(shard: str, allow_pipe: bool = False) -> ShardIndex:

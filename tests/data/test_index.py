@@ -391,6 +391,15 @@ def test_the_index_goes_to_the_cache_where_the_folder_cannot_be_written(tmp_path
     assert open_shard(shard).keys == ["a"]
 
 
+def test_an_index_of_energon_is_left_alone(tmp_path, cache):
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"A")])
+    theirs = np.array([0, 1024], dtype="<u8").tobytes()
+    (tmp_path / "a.tar.idx").write_bytes(theirs)
+    assert open_shard(shard).keys == ["a"]
+    assert (tmp_path / "a.tar.idx").read_bytes() == theirs
+    assert len(list((cache / "index").iterdir())) == 1
+
+
 def test_an_index_that_can_be_stored_nowhere_is_used_all_the_same(tmp_path, monkeypatch):
     shard = write_tar(tmp_path / "a.tar", [("a.txt", b"A")])
 
