@@ -653,7 +653,7 @@ def read_rank(rank: int, peer: type, data: Data, task: Task, workers: int, world
 
 def main() -> None:
     parser = timing.parser(__doc__)
-    parser.add_argument("what", choices=("pictures", "audio", "video", "resume"))
+    parser.add_argument("what", nargs="?", default="pictures", choices=("pictures", "audio", "video", "resume"))
     parser.add_argument("--samples", type=int, default=2048)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode; 0: the main one")
     parser.add_argument("--decoder", choices=CROPS, default="draft", help="of the peers' pictures")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NEEDS = {"kmeans": ["faiss", "sklearn"], "hubert_step": ["transformers"], "loading": [], "relabel": []}
+NEEDS = {"kmeans": ["faiss", "sklearn"], "hubert_step": ["transformers"], "loader": [], "loading": [], "relabel": []}
 
 
 def test_every_benchmark_is_tested():
