@@ -249,7 +249,7 @@ def interrupted(tmp_path):
 
     def run(workers: int, number: int, to_worker: bool = False) -> str:
         part = tmp_path / ".out.part"
-        process = start(workers, 0.03, tmp_path)
+        process = start(workers, 0.1, tmp_path)
         while len(list(part.glob("train-*.tar"))) < 3:
             assert process.poll() is None
             time.sleep(0.02)
