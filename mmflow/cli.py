@@ -82,6 +82,8 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--count", type=int, default=12, help="samples on the page, evenly over the split")
     show.add_argument("--units", type=Path, help="folder of a units sidecar to show too")
     show.add_argument("--out", type=Path, help="the page; by default runs/show/<spec>-<split>.html")
+    floors = commands.add_parser("floors", parents=[made], help="what can be reached without understanding")
+    floors.add_argument("--split", default="test", help="the part that is guessed, by what train tells")
     trace = commands.add_parser("trace", help="print spec, shard and key of every sample of a training step")
     trace.add_argument("--config", required=True, type=Path, help="the pipeline")
     trace.add_argument("--workdir", type=Path, help="where its stages leave things; by default runs/<name>")
@@ -338,6 +340,18 @@ def data_show(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG
     return 0
 
 
+def data_floors(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG001
+    """Print what guessers reach, and what is possible at best where it is known."""
+    from mmflow.world.floors import floors  # reads torch
+
+    spec = spec_of(options)
+    shown = Table("floor", "value", title=f"{spec.name}: {options.split}")
+    for name, value in floors(spec, options.split).items():
+        shown.add_row(name, f"{value:.3f}")
+    rich.print(shown)
+    return 0
+
+
 def data_trace(options: argparse.Namespace, rest: list[str]) -> int:
     """Print what a step of a fit stage reads."""
     from mmflow.data.datamodule import ShardData  # Lightning
@@ -371,5 +385,8 @@ def data(options: argparse.Namespace, rest: list[str]) -> int:
     return DATA_COMMANDS[options.data_command](options, rest)
 
 
-DATA_COMMANDS = {"make": data_make, "check": data_check, "stats": data_stats, "show": data_show, "trace": data_trace}
+DATA_COMMANDS = {
+    "make": data_make, "check": data_check, "stats": data_stats, "show": data_show, "floors": data_floors,
+    "trace": data_trace,
+}  # fmt: skip
 COMMANDS = {**dict.fromkeys(RUNS, run_pipeline), "status": show_status, "data": data}

@@ -107,7 +107,7 @@ def test_the_help_of_fit_names_our_options_and_the_trainers(capsys):
             ["fitt", "--config", "x"],
             "command 'fitt' is not known; did you mean 'fit'? Known: fit, validate, test, predict",
         ),
-        (["data", "chek"], "command 'chek' is not known; did you mean 'check'? Known: make, check, stats, show, trace"),
+        (["data", "chek"], "command 'chek' is not known; did you mean 'check'? Known: make, check, stats, show"),
         (["fit"], "the following arguments are required: --config"),
         ([], "the following arguments are required: COMMAND"),
         (["data", "check", "--spec", "x", "--rot", "y"], "unknown option --rot"),

@@ -32,6 +32,14 @@ ACCENTS = (
     "en-us",
     "en-us-nyc",
 )
+VOICES = {  # language -> its accents
+    "en": ACCENTS,
+    "de": ("de",),
+    "fr": ("fr", "fr-be", "fr-ch"),
+    "es": ("es", "es-419"),  # Spain, Latin America
+    "it": ("it",),
+    "nl": ("nl",),
+}
 
 # eSpeak's English phones, of all accents, folded onto the 39 of the CMU dictionary (without stress) and silence.
 # A vowel that eSpeak speaks together with a following r ("A@", "O@") stays one phone.
@@ -54,7 +62,7 @@ _UTF8 = 1  # flag of espeak_Synth
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER
 _VOLUME_PERCENT = 40  # of eSpeak's scale; at its default 100 loud variants are clipped inside the library
 _END, _WORD, _PHONEME = 0, 1, 7  # espeak_EVENT_TYPE
-_DATA_FILES = ("en_dict", "intonations", "lang", "phondata", "phonindex", "phontab")  # what English speech reads
+_DATA_FILES = ("en_dict", "intonations", "lang", "phondata", "phonindex", "phontab")  # what eSpeak starts with
 _VOICE_FILE = "speaker"
 
 
@@ -83,7 +91,8 @@ _SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), 
 class Spoken(NamedTuple):
     """One utterance as eSpeak made it; spans are (first sample, one past the last sample, name).
 
-    wav: (S,) int16 at `ESPEAK_RATE`. phones: names in `PHONES`, following each other without gaps from 0 to S.
+    wav: (S,) int16 at `ESPEAK_RATE`. phones: names in `PHONES`, in other languages than English eSpeak's own names and
+    SIL (docs/phonemes.md of eSpeak NG), following each other without gaps from 0 to S.
     words: pieces of the text in order, without the pauses between them; eSpeak speaks a few pairs ("of the") as one."""
 
     wav: NDArray[np.int16]
@@ -110,8 +119,8 @@ def speak(
     """Speak `text` and report when each phone and word began.
 
     Args:
-        text: English; punctuation makes pauses and intonation.
-        accent: one of `ACCENTS`.
+        text: in the language of the accent; punctuation makes pauses and intonation.
+        accent: one of `VOICES`.
         voice: an eSpeak variant definition such as `variant("f2")`, or "" for the accent's own voice.
         rate: words per minute, 80 to 440. (From 450 eSpeak squeezes what it made, and its phone times no longer fit.)
         pitch: 0 to 99 around the voice's own pitch at 50.
@@ -119,8 +128,10 @@ def speak(
 
     Raises ValueError for an unknown accent, for settings out of range, and for text that gives no sound.
     """
-    if accent not in ACCENTS:
-        raise ValueError(f"accent={accent!r} is not spoken here; {_nearest(accent, ACCENTS)}")
+    languages = {known: language for language, accents in VOICES.items() for known in accents}
+    if accent not in languages:
+        raise ValueError(f"accent={accent!r} is not spoken here; {_nearest(accent, tuple(languages))}")
+    language = languages[accent]
     for name, number, low, high in (
         ("rate", rate, 80, 440),
         ("pitch", pitch, 0, 99),
@@ -130,11 +141,11 @@ def speak(
             raise ValueError(f"{name}={number} must be from {low} to {high}; eSpeak would change it silently")
     parameters = {_RATE: round(rate), _VOLUME: _VOLUME_PERCENT, _PITCH: pitch, _RANGE: pitch_range}
     with _LOCK, tempfile.TemporaryDirectory(prefix="espeak") as folder:
-        _lay_data(Path(folder), voice)
+        _lay_data(Path(folder), language, voice)
         heard = _synthesise(text, f"{accent}+{_VOICE_FILE}" if voice else accent, parameters, Path(folder))
     if not heard.words:
         raise ValueError(f"eSpeak found nothing to say in text={text!r}; give it at least one word")
-    return _spans(text, heard)
+    return _spans(text, language, heard)
 
 
 _LOCK = threading.Lock()
@@ -148,11 +159,11 @@ def _nearest(name: str, known: tuple[str, ...]) -> str:
     return "the nearest are " + ", ".join(map(repr, difflib.get_close_matches(name, known, n=3, cutoff=0.0)))
 
 
-def _lay_data(folder: Path, voice: str) -> None:
+def _lay_data(folder: Path, language: str, voice: str) -> None:
     """eSpeak reads voices from its data folder only, so each utterance gets a folder of links with its voice in it.
 
     That also keeps the path short: eSpeak holds it in 160 bytes, and a virtual environment may lie deep."""
-    for name in _DATA_FILES:
+    for name in dict.fromkeys((*_DATA_FILES, f"{language}_dict")):
         (folder / name).symlink_to(Path(espeakng_loader.get_data_path()) / name)
     (folder / "voices" / "!v").mkdir(parents=True)
     (folder / "voices" / "!v" / _VOICE_FILE).write_text(voice, encoding="utf-8")
@@ -210,11 +221,12 @@ def _synthesise(text: str, voice: str, parameters: dict[int, int], folder: Path)
     return _Heard(np.concatenate(pieces) if pieces else np.zeros(0, np.int16), phones, words)
 
 
-def _spans(text: str, heard: _Heard) -> Spoken:
-    names = ["SIL"] + [_PHONE[mnemonic.lstrip(_STRESS)] for _, mnemonic in heard.phones]
+def _spans(text: str, language: str, heard: _Heard) -> Spoken:
+    names = ["SIL"] + [_named(mnemonic.lstrip(_STRESS), language) for _, mnemonic in heard.phones]
     events = [0] + [sample for sample, _ in heard.phones]
     ends = _ends(heard.wav, names, [*events[1:], len(heard.wav)])
-    _move_liquids(names, ends)
+    if language == "en":
+        _move_liquids(names, ends)
     starts = [0, *ends[:-1]]
     phones: list[tuple[int, int, str]] = []
     for start, end, name in zip(starts, ends, names, strict=True):
@@ -230,6 +242,12 @@ def _spans(text: str, heard: _Heard) -> Spoken:
         sounding = [k for k in range(first[index], len(names) if last_word else first[index + 1]) if names[k] != "SIL"]
         words.append((starts[sounding[0]], ends[sounding[-1]], text[position:until].strip(" ,.;:?!")))
     return Spoken(heard.wav, phones, words)
+
+
+def _named(mnemonic: str, language: str) -> str:
+    if language == "en":
+        return _PHONE[mnemonic]
+    return "SIL" if mnemonic.startswith("_") else mnemonic
 
 
 def _ends(wav: NDArray[np.int16], names: list[str], ends: list[int]) -> list[int]:

@@ -164,54 +164,61 @@ def speaker(seed: int, split: str, number: int) -> Speaker:
 def utterance(seed: int, split: str, index: int) -> dict[str, Any]:
     """One sample of the corpus, a pure function of its arguments: keys "__key__", "flac", "txt" and "json"."""
     generator = np.random.default_rng([seed, _stream(split), _UTTERANCE, index])
-    who, said = _say(seed, split, index, generator)
-    audio, seconds = _perform(said.spoken.wav, who.tract, generator)
-    audio, room = _record(acoustics.tilt(audio, who.tilt), generator)
-    file = io.BytesIO()
-    soundfile.write(file, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return {
-        "__key__": f"{split}-{index:06d}",
-        "flac": file.getvalue(),
-        "txt": said.text.upper(),
-        "json": {
-            "speaker": who.name,
-            "accent": who.accent,
-            "variant": who.variant,
-            "vocal_tract": round(who.tract, 3),
-            "rate_wpm": round(said.rate),
-            "pitch": said.pitch,
-            **room,
-            "phones": _timeline(said.spoken.phones, seconds, len(audio) / SAMPLE_RATE),
-            "words": [[start, end, word.upper()] for start, end, word in _placed(said.spoken.words, seconds)],
-        },
-    }
+    who, text, said = _say(seed, split, index, generator)
+    flac, info = record(who, said, generator)
+    info["words"] = [[start, end, word.upper()] for start, end, word in info["words"]]
+    return {"__key__": f"{split}-{index:06d}", "flac": flac, "txt": text.upper(), "json": info}
 
 
 def duration(seed: int, split: str, index: int) -> float:
     """Seconds of audio that `utterance` has for the same arguments, to 0.1 ms, without making it."""
     generator = np.random.default_rng([seed, _stream(split), _UTTERANCE, index])
-    who, said = _say(seed, split, index, generator)
+    who, _, said = _say(seed, split, index, generator)
     size = round(len(said.spoken.wav) * _ratio(who.tract))
     generator.standard_normal(acoustics.wobble_knots(size, _WOBBLE_PERIOD_S))  # as `_perform` does before the silences
     return round((size + sum(_silences(generator))) / SAMPLE_RATE, 4)
 
 
-class _Said(NamedTuple):
-    text: str
-    rate: float
+class Said(NamedTuple):
+    """What eSpeak made of a text, and how it was told to."""
+
+    rate: float  # words per minute
     pitch: int
     spoken: espeak.Spoken
 
 
-def _say(seed: int, split: str, index: int, generator: np.random.Generator) -> tuple[Speaker, _Said]:
+def pronounce(who: Speaker, text: str, generator: np.random.Generator) -> Said:
+    """A speaker's text from eSpeak, about as fast and as high as the speaker mostly speaks."""
+    rate = float(np.clip(who.rate * np.exp(0.1 * generator.standard_normal()) * who.tract, 90, 400))
+    pitch = int(np.clip(who.pitch + 6 * generator.standard_normal(), 0, 99))
+    return Said(rate, pitch, espeak.speak(text, who.accent, who.voice, rate, pitch, who.pitch_range))
+
+
+def record(who: Speaker, said: Said, generator: np.random.Generator) -> tuple[bytes, dict[str, Any]]:
+    """What was said as heard in some room: a FLAC file, and the speaker, the settings, "phones" and "words"."""
+    audio, seconds = _perform(said.spoken.wav, who.tract, generator)
+    audio, room = _record(acoustics.tilt(audio, who.tilt), generator)
+    file = io.BytesIO()
+    soundfile.write(file, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue(), {
+        "speaker": who.name,
+        "accent": who.accent,
+        "variant": who.variant,
+        "vocal_tract": round(who.tract, 3),
+        "rate_wpm": round(said.rate),
+        "pitch": said.pitch,
+        **room,
+        "phones": _timeline(said.spoken.phones, seconds, len(audio) / SAMPLE_RATE),
+        "words": _placed(said.spoken.words, seconds),
+    }
+
+
+def _say(seed: int, split: str, index: int, generator: np.random.Generator) -> tuple[Speaker, str, Said]:
     """Who says what in an utterance, and eSpeak saying it."""
     who = speaker(seed, split, index % SPEAKERS[split])
     sentences = _sentences(generator)
-    rate = float(np.clip(who.rate * np.exp(0.1 * generator.standard_normal()) * who.tract, 90, 400))
-    pitch = int(np.clip(who.pitch + 6 * generator.standard_normal(), 0, 99))
-    text = " ".join(sentence.spoken for sentence in sentences)
-    spoken = espeak.speak(text, who.accent, who.voice, rate, pitch, who.pitch_range)
-    return who, _Said(" ".join(sentence.text for sentence in sentences), rate, pitch, spoken)
+    said = pronounce(who, " ".join(sentence.spoken for sentence in sentences), generator)
+    return who, " ".join(sentence.text for sentence in sentences), said
 
 
 def _stream(split: str) -> int:
