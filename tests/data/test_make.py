@@ -1,4 +1,5 @@
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -245,7 +246,8 @@ def interrupted(tmp_path):
     def start(workers: int, pause_s: float, cwd: Path) -> subprocess.Popen[str]:
         command = [sys.executable, str(tmp_path / "slow.py"), str(workers)]
         told = environment | {"PAUSE_S": str(pause_s)}
-        return subprocess.Popen(command, cwd=cwd, env=told, stderr=subprocess.PIPE, text=True)
+        heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job ignores it
+        return subprocess.Popen(command, cwd=cwd, env=told, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
     def run(workers: int, number: int, to_worker: bool = False) -> str:
         part = tmp_path / ".out.part"
