@@ -28,7 +28,7 @@ from mmflow.data.decode import (
     resample,
     resampling_ratio,
 )
-from mmflow.data.loader import as_it_is, ignore_signals
+from mmflow.data.loader import ignore_signals
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +209,11 @@ class FileStream(IterableDataset):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         return batches(self.sources[first::step], self.chunking, self.batch_seconds)
+
+
+def as_it_is(batch: Any) -> Any:
+    """For DataLoader, which otherwise walks through every list of a batch in search of arrays."""
+    return batch
 
 
 class AudioFiles(LightningDataModule):

@@ -227,11 +227,6 @@ def unpack(descriptor: int, pin: bool = False) -> Any:
     return _Unpacker(file, buffer.pin_memory() if pin else buffer).load()
 
 
-def as_it_is(batch: Any) -> Any:
-    """For DataLoader, which otherwise walks through every list of a batch in search of arrays."""
-    return batch
-
-
 def ignore_signals(_: int) -> None:
     """Workers leave SIGTERM, SIGUSR1 and Ctrl-C to their parent, which saves first and then ends them."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):

@@ -3,10 +3,11 @@
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+
+from mmflow.processes import end_with_parent
 
 
 def worker_pool(workers: int, initializer: Callable[..., None] | None = None, *arguments: Any) -> ProcessPoolExecutor:
@@ -30,13 +31,6 @@ def processors() -> int:
 
 def _start(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()  # or it would wait for tasks for ever
+    end_with_parent()  # or it would wait for tasks for ever
     if initializer is not None:
         initializer(*arguments)
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
