@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from typing_extensions import override
 
 from mmflow.data.corpus import Corpus
-from mmflow.data.loader import Collate, Loader, Prepare, Reader, TrainingOrder, too_many_broken
+from mmflow.data.loader import Collate, Loader, Prepare, Reader, Steps, TrainingOrder, micro_batches, too_many_broken
 from mmflow.data.make import ensure
 from mmflow.data.plan import BatchRule, Ids, Micro, Plan, once, once_by_shard
 from mmflow.data.spec import DataSpec
@@ -92,6 +92,7 @@ class ShardData(LightningDataModule):
         self.resumed_on: dict[str, Any] | None = None  # identity of the training corpus of a resumed run
         self.corpora: dict[str, Corpus] = {}
         self.usable: dict[str, Ids] = {}  # per opened split
+        self.joins_lanes = False  # a rank's micro-batches of a step come as one batch, a list; the training sets it
         self.finished: Callable[[], set[str]] = set  # says which shards need no prediction; a writer sets it
 
     def transforms(self, training: bool) -> tuple[Prepare, Collate]:
@@ -156,13 +157,14 @@ class ShardData(LightningDataModule):
 
     # -- loaders -----------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> Loader | Steps:
         assert self.trainer is not None
         plan, trainer = self.plan(), self.trainer
         order = TrainingOrder(plan, trainer.global_step, trainer.global_rank, trainer.world_size)
         text = "the first epoch is %d steps of %d micro-batches; %d of its %d samples are left over"
         log.info(text, plan.steps(0), plan.lanes, plan.left_over(0), plan.drawn)
-        return self.loader("train", order, training=True)
+        loader = self.loader("train", order, training=True)
+        return Steps(loader, plan.lanes // trainer.world_size) if self.joins_lanes else loader
 
     def plan(self) -> Plan:
         """The training order."""
@@ -214,7 +216,7 @@ class ShardData(LightningDataModule):
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        for shard, key, reason in batch.pop("__broken__", ()) if isinstance(batch, dict) else ():
+        for shard, key, reason in (broken for micro in micro_batches(batch) for broken in micro.pop("__broken__", ())):
             self._note_broken(shard, key, reason)
             for corpus in self.corpora.values():
                 if shard in corpus.paths:

@@ -182,8 +182,10 @@ class FieldData(ShardData):
         return functools.partial(prepare, transforms=self.by_spec, training=training), collate
 
     @override
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         assert self.trainer is not None
+        if isinstance(batch, list):  # the micro-batches of a step
+            return [self.on_after_batch_transfer(micro, dataloader_idx) for micro in batch]
         batch = {name: value.float().div_(255) if is_pictures(value) else value for name, value in batch.items()}
         for augmentation in self.augmentations if self.trainer.training else ():
             if batch.keys() >= set(augmentation.reads):  # none of its samples may have had the field

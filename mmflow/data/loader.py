@@ -161,6 +161,29 @@ class TrainingOrder:
         return self.plan.micro_batches(self.step, self.rank, self.world)
 
 
+class Steps(Iterable[list[dict[str, Any]]]):
+    """The micro-batches of a loader by steps: all that a rank has of a step are one batch, a list."""
+
+    def __init__(self, loader: "Loader", count: int) -> None:
+        self.loader, self.count = loader, count
+
+    @property
+    def waited_s(self) -> float:
+        """See Loader."""
+        return self.loader.waited_s
+
+    @override
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        batches = iter(self.loader)
+        while step := list(itertools.islice(batches, self.count)):
+            yield step
+
+
+def micro_batches(batch: Any) -> list[dict[str, Any]]:
+    """Those that a batch is: itself, or each of a list; none where it is something else."""
+    return [micro for micro in (batch if isinstance(batch, list) else [batch]) if isinstance(micro, dict)]
+
+
 # -- from process to process -----------------------------------------------------------------------------------------
 
 ALIGNMENT = 64  # bytes

@@ -5,6 +5,7 @@ B batch, T tokens, D width, H heads.
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,25 +29,32 @@ class SelfAttention(nn.Module):
                 f"try num_heads={math.gcd(dim, num_heads)} or dim={num_heads * math.ceil(dim / num_heads)}"
             )
         self.num_heads, self.dropout = num_heads, dropout
-        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)  # queries, then keys, then values: one product instead of three
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Let each token of `x` (B, T, D) look at all tokens, or at those where `key_mask` (B, 1, 1, T) is True.
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Let each token of `x` (B, T, D) look at all tokens, or at those that are allowed.
 
-        Pass no mask where nothing is padded: only then is the fastest kernel chosen."""
-        split = (x.shape[0], x.shape[1], self.num_heads, -1)
-        query, key, value = (part(x).view(split).transpose(1, 2) for part in (self.query, self.key, self.value))
+        mask: where True a token may look at another; it must broadcast to (B, H, T, T): (B, 1, 1, T) for keys that are
+            padding. Pass none where nothing is hidden: only then is the fastest kernel chosen.
+        causal: a token looks at itself and those before it. Not together with a mask.
+        """
+        split = (x.shape[0], x.shape[1], 3, self.num_heads, -1)
+        query, key, value = self.qkv(x).view(split).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
         p = self.dropout if self.training else 0.0
         attend = _attend_with_dropout if p and x.is_cpu else F.scaled_dot_product_attention
-        mixed = attend(query, key, value, key_mask, p)
-        return self.out(mixed.transpose(1, 2).reshape(x.shape))  # (B, H, T, D/H) -> (B, T, D)
+        mixed = attend(query, key, value, mask, p, causal)
+        return self.out(mixed.transpose(1, 2).reshape(x.shape))  # (B, H, T, D / H) -> (B, T, D)
 
 
-def _attend_with_dropout(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, p: float) -> Tensor:
+def _attend_with_dropout(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, causal: bool
+) -> Tensor:
     """`scaled_dot_product_attention` for CPUs, whose fused kernel knows no dropout: what it would do instead passes
     over the (B, H, T, T) weights twice as often."""
     scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)  # (B, H, T, T)
-    if key_mask is not None:
-        scores = scores.masked_fill(~key_mask, -math.inf)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
     return dropout(scores.softmax(-1), p, training=True) @ value

@@ -3,29 +3,48 @@
 B batch, T tokens, D width.
 """
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmflow.nn.attention import SelfAttention
-from mmflow.nn.dropout import Dropout
+from mmflow.nn.dropout import Dropout, DropPath
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x times the logistic function of 1.702 x, as in OpenAI's CLIP (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # exact
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU (exact), Linear, over each token by itself.
+    """Linear, activation, Linear, over each token by itself.
 
     Args:
         dim: Width D of input and output.
         hidden_dim: Width between the two layers.
         dropout: Probability of dropping a hidden unit in training.
+        activation: One of ACTIVATIONS; published weights were trained with one and need it.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0, activation: str = "gelu") -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} is unknown; take one of {', '.join(ACTIVATIONS)}")
         self.expand, self.contract = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.activation = Dropout(dropout), activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.contract(self.dropout(F.gelu(self.expand(x))))
+        return self.contract(self.dropout(ACTIVATIONS[self.activation](self.expand(x))))
 
 
 class Block(nn.Module):
@@ -42,6 +61,9 @@ class Block(nn.Module):
         dropout: Applied to what each sublayer adds.
         attention_dropout: Applied to the attention weights.
         ffn_dropout: Applied inside the feed-forward layer.
+        activation: Of the feed-forward layer, one of ACTIVATIONS.
+        eps: Added to the variance in the norms.
+        drop_path: Probability that a sample passes a sublayer by in training (stochastic depth).
     """
 
     def __init__(
@@ -53,20 +75,26 @@ class Block(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         ffn_dropout: float = 0.0,
+        activation: str = "gelu",
+        eps: float = 1e-5,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.attention, self.attention_norm = SelfAttention(dim, num_heads, attention_dropout), nn.LayerNorm(dim)
-        self.ffn, self.ffn_norm = FeedForward(dim, ffn_dim, ffn_dropout), nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.attention, self.attention_norm = SelfAttention(dim, num_heads, attention_dropout), nn.LayerNorm(dim, eps)
+        self.ffn, self.ffn_norm = FeedForward(dim, ffn_dim, ffn_dropout, activation), nn.LayerNorm(dim, eps)
+        self.dropout, self.drop_path = Dropout(dropout), DropPath(drop_path)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Map `x` (B, T, D) to (B, T, D); keys where `key_mask` (B, 1, 1, T) is False are not looked at."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Map `x` (B, T, D) to (B, T, D); `mask` and `causal` say what tokens look at, see SelfAttention."""
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), key_mask))
-            return x + self.dropout(self.ffn(self.ffn_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, key_mask)))
-        return self.ffn_norm(x + self.dropout(self.ffn(x)))
+            x = x + self._added(self.attention(self.attention_norm(x), mask, causal))
+            return x + self._added(self.ffn(self.ffn_norm(x)))
+        x = self.attention_norm(x + self._added(self.attention(x, mask, causal)))
+        return self.ffn_norm(x + self._added(self.ffn(x)))
+
+    def _added(self, x: Tensor) -> Tensor:
+        return self.drop_path(self.dropout(x))
 
 
 def init_linears(module: nn.Module, std: float = 0.02) -> None:

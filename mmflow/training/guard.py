@@ -1,5 +1,6 @@
 """A step whose loss or gradient is not finite does not reach the weights: it stops the run or is left out."""
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mmflow.atomic import write_json
+from mmflow.data.loader import micro_batches
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,8 @@ class FiniteSteps(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.losses, self.samples = [], []
-        named = batch if isinstance(batch, dict) else {}
-        self.samples.append(list(zip(named.get("__shard__", ()), named.get("__key__", ()), strict=True)))
+        named = [zip(m.get("__shard__", ()), m.get("__key__", ()), strict=True) for m in micro_batches(batch)]
+        self.samples.append(list(itertools.chain.from_iterable(named)))
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

@@ -16,8 +16,9 @@ def device_seed(seed: int, step: int, lane: int) -> int:
 class Lanes(Callback):
     """Makes W processes take `datamodule.lanes` micro-batches per optimiser step together.
 
-    Sets gradient accumulation to lanes / W, so that `max_steps`, `val_check_interval` and every other count is in
-    optimiser steps; seeds the device generator by (seed, step, lane) before each micro-batch; and translates the
+    Sets gradient accumulation to lanes / W, or has the lanes / W micro-batches come as one batch for a module whose
+    `joins_lanes` asks for it, so that `max_steps`, `val_check_interval` and every other count is in optimiser steps;
+    seeds the device generator by (seed, step, lane) before each micro-batch; and translates the
     progress stored in a checkpoint, which Lightning counts in micro-batches per process, to the present W.
     """
 
@@ -48,7 +49,10 @@ class Lanes(Callback):
                 f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} must stay 1: "
                 f"accumulation follows from data.lanes={lanes} and the number of processes; raise data.lanes instead"
             )
-        trainer.accumulate_grad_batches = lanes // world
+        if getattr(pl_module, "joins_lanes", False):
+            data.joins_lanes = True
+        else:
+            trainer.accumulate_grad_batches = lanes // world
         if isinstance(trainer.val_check_interval, int):
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 

@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
+from mmflow.data.loader import micro_batches
+
 log = logging.getLogger(__name__)
 
 SLOW = 3.0  # times the median of the shards
@@ -56,12 +58,12 @@ class Meters(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if isinstance(batch, dict):
-            self.samples += len(batch.get("__key__", ()))
-            self.audio_s += batch.get("audio_seconds", 0.0)
-            self.decode_s.update(batch.get("__seconds__", {}))
-            self.shard_s.update(batch.get("__shard_seconds__", {}))
-            self.shard_samples.update(batch.get("__shard__", ()))
+        for micro in micro_batches(batch):
+            self.samples += len(micro.get("__key__", ()))
+            self.audio_s += micro.get("audio_seconds", 0.0)
+            self.decode_s.update(micro.get("__seconds__", {}))
+            self.shard_s.update(micro.get("__shard_seconds__", {}))
+            self.shard_samples.update(micro.get("__shard__", ()))
         boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if boundary and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             rates = self._rates(trainer.world_size)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmflow.nn.attention import SelfAttention
-from mmflow.nn.dropout import Dropout, dropout
+from mmflow.nn.dropout import Dropout, DropPath, dropout
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
@@ -63,3 +63,18 @@ def test_attention_with_dropout_is_torchs_on_average_and_hides_the_same_keys(mon
     assert (mean - expected).abs().max() < 0.03
     monkeypatch.setattr("mmflow.nn.attention.dropout", lambda weights, p, training: weights)
     assert torch.allclose(attention(x, valid), expected, atol=1e-6)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    torch.manual_seed(0)
+    path, x = DropPath(0.25), torch.ones(4000, 2, 3)
+    y = path(x)
+    kept = y[:, 0, 0] > 0
+    assert torch.equal(y, kept[:, None, None] * torch.full_like(x, 1 / 0.75))
+    assert y.mean().item() == pytest.approx(1, abs=0.03)
+    assert torch.equal(path.eval()(x), x)
+
+
+def test_a_drop_path_of_one_is_refused():
+    with pytest.raises(ValueError, match="drop_path=1 is a probability; give at least 0 and less than 1"):
+        DropPath(1)

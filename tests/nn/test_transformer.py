@@ -6,7 +6,7 @@ from torch import nn
 
 from mmflow.nn.attention import SelfAttention
 from mmflow.nn.masking import valid_mask
-from mmflow.nn.transformer import Block, FeedForward, init_linears
+from mmflow.nn.transformer import ACTIVATIONS, Block, FeedForward, init_linears
 
 
 def pair(pre_norm: bool) -> tuple[Block, nn.TransformerEncoderLayer]:
@@ -19,13 +19,7 @@ def pair(pre_norm: bool) -> tuple[Block, nn.TransformerEncoderLayer]:
         nn.init.normal_(parameter, std=0.3)
     block = Block(24, 4, 48, pre_norm)
     attention = theirs.self_attn
-    for part, weight, bias in zip(
-        (block.attention.query, block.attention.key, block.attention.value),
-        attention.in_proj_weight.chunk(3),
-        attention.in_proj_bias.chunk(3),
-        strict=True,
-    ):
-        part.load_state_dict({"weight": weight, "bias": bias})
+    block.attention.qkv.load_state_dict({"weight": attention.in_proj_weight, "bias": attention.in_proj_bias})
     block.attention.out.load_state_dict(attention.out_proj.state_dict())
     block.attention_norm.load_state_dict(theirs.norm1.state_dict())
     block.ffn_norm.load_state_dict(theirs.norm2.state_dict())
@@ -79,11 +73,34 @@ def test_feed_forward_of_identity_layers_is_gelu():
     assert torch.allclose(ffn(torch.tensor([-1.0, 0.0, 2.0])), torch.tensor([-0.158655, 0.0, 1.954500]), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [("gelu", 1.954500), ("gelu_tanh", 1.954598), ("quick_gelu", 2 / (1 + 2.718281828 ** (-1.702 * 2)))],
+)
+def test_activations_have_their_values_at_two(activation, expected):
+    assert ACTIVATIONS[activation](torch.tensor(2.0)).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="activation='swish' is unknown; take one of gelu, gelu_tanh, quick_gelu"):
+        FeedForward(4, 8, activation="swish")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # the second takes the way with dropout, and drops nothing
+def test_causal_tokens_see_no_later_ones(dropout):
+    attention, x = SelfAttention(16, 2, dropout), torch.randn(2, 5, 16)
+    changed = x.clone()
+    changed[:, 3:] += 1
+    before, after = attention(x, causal=True), attention(changed, causal=True)
+    assert torch.allclose(before[:, :3], after[:, :3], atol=1e-6)
+    assert not torch.allclose(before[:, 3:], after[:, 3:], atol=1e-2)
+
+
 def test_init_linears_draws_weights_and_clears_biases():
     block = Block(128, 4, 512)
     init_linears(block, std=0.02)
     assert block.ffn.expand.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    assert block.attention.query.bias.abs().max() == 0
+    assert block.attention.qkv.bias.abs().max() == 0
     assert block.attention_norm.weight.min() == 1
 
 

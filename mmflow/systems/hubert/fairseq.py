@@ -15,25 +15,25 @@ from typing import Any, BinaryIO
 
 import torch
 
+from mmflow.nn.layouts import Layout
+
 FINE_TUNED = "w2v_encoder.w2v_model."  # before the encoder's names in files with a CTC layer
 SPECIALS = 4  # <s>, <pad>, </s>, <unk> come first in every fairseq dictionary, also in that of the k-means units
-NAMES = {  # our name -> fairseq's, {} standing for the number of the convolution or block
+NAMES: Layout = {
     "mask_embedding": "mask_emb",
     "conv.convs.{}": "feature_extractor.conv_layers.{}.0",
     "input_norm": "layer_norm",
     "input_projection": "post_extract_proj",
     "positions.conv": "encoder.pos_conv.0",
     "norm": "encoder.layer_norm",
-    "blocks.{}.attention.query": "encoder.layers.{}.self_attn.q_proj",
-    "blocks.{}.attention.key": "encoder.layers.{}.self_attn.k_proj",
-    "blocks.{}.attention.value": "encoder.layers.{}.self_attn.v_proj",
+    "blocks.{}.attention.qkv": [f"encoder.layers.{{}}.self_attn.{part}_proj" for part in "qkv"],
     "blocks.{}.attention.out": "encoder.layers.{}.self_attn.out_proj",
     "blocks.{}.attention_norm": "encoder.layers.{}.self_attn_layer_norm",
     "blocks.{}.ffn.expand": "encoder.layers.{}.fc1",
     "blocks.{}.ffn.contract": "encoder.layers.{}.fc2",
     "blocks.{}.ffn_norm": "encoder.layers.{}.final_layer_norm",
 }
-CONV_NORM = {  # the norm sits between two transpositions in the layer variant
+CONV_NORM: Mapping[str, Layout] = {  # the norm sits between two transpositions in the layer variant
     "group": {"conv.norms.{}": "feature_extractor.conv_layers.{}.2"},
     "layer": {"conv.norms.{}": "feature_extractor.conv_layers.{}.2.1"},
 }

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from mmflow.nn.layouts import Layout, check, from_layout, prefixed, to_layout
 from mmflow.systems.hubert.model import KERNELS
 
-# Our name -> theirs, {} standing for the number of the convolution or block.
-TRANSFORMERS = {
+TRANSFORMERS: Layout = {
     "mask_embedding": "masked_spec_embed",  # left out of models that never mask
     "conv.convs.{}": "feature_extractor.conv_layers.{}.conv",
     "conv.norms.{}": "feature_extractor.conv_layers.{}.layer_norm",
@@ -20,17 +20,21 @@ TRANSFORMERS = {
     "input_projection": "feature_projection.projection",
     "positions.conv": "encoder.pos_conv_embed.conv",
     "norm": "encoder.layer_norm",
-    "blocks.{}.attention.query": "encoder.layers.{}.attention.q_proj",
-    "blocks.{}.attention.key": "encoder.layers.{}.attention.k_proj",
-    "blocks.{}.attention.value": "encoder.layers.{}.attention.v_proj",
+    "blocks.{}.attention.qkv": [f"encoder.layers.{{}}.attention.{part}_proj" for part in "qkv"],
     "blocks.{}.attention.out": "encoder.layers.{}.attention.out_proj",
     "blocks.{}.attention_norm": "encoder.layers.{}.layer_norm",
     "blocks.{}.ffn.expand": "encoder.layers.{}.feed_forward.intermediate_dense",
     "blocks.{}.ffn.contract": "encoder.layers.{}.feed_forward.output_dense",
     "blocks.{}.ffn_norm": "encoder.layers.{}.final_layer_norm",
 }
-TORCHAUDIO = {
-    ours: re.sub("^feature_projection", "encoder.feature_projection", re.sub("^encoder", "encoder.transformer", theirs))
+
+
+def _torchaudio(name: str) -> str:
+    return re.sub("^feature_projection", "encoder.feature_projection", re.sub("^encoder", "encoder.transformer", name))
+
+
+TORCHAUDIO: Layout = {
+    ours: _torchaudio(theirs) if isinstance(theirs, str) else [_torchaudio(name) for name in theirs]
     for ours, theirs in TRANSFORMERS.items()
 }
 _WEIGHT_NORM = "parametrizations.weight.original"
@@ -72,8 +76,8 @@ def to_transformers(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[
     Raises ValueError naming each tensor that is missing or that a Hubert does not have."""
     depth = _count(state_dict, r"blocks\.(\d+)\.")
     norm = "layer" if "conv.norms.1.weight" in state_dict else "group"
-    names = _names(TRANSFORMERS, depth, norm, bias="conv.convs.0.bias" in state_dict)
-    return _rename(state_dict, {ours: prefix + theirs for ours, theirs in names.items()})
+    check(_keys(TRANSFORMERS, depth, norm, bias="conv.convs.0.bias" in state_dict), state_dict, "HuBERT encoder")
+    return to_layout(state_dict, prefixed(TRANSFORMERS, prefix))
 
 
 def current(state_dict: Mapping[str, Tensor], leave: Sequence[str]) -> dict[str, Tensor]:
@@ -90,7 +94,7 @@ def current(state_dict: Mapping[str, Tensor], leave: Sequence[str]) -> dict[str,
 
 def encoder_state(
     found: Mapping[str, Tensor],
-    layout: Mapping[str, str],
+    layout: Layout,
     prefix: str,
     depth: int | None = None,
     mask_embedding: bool = True,
@@ -99,41 +103,31 @@ def encoder_state(
 
     depth: how many blocks there must be, None = as many as are named."""
     if depth is None:
-        block = re.escape(layout["blocks.{}.ffn_norm"].partition("{}")[0])
+        block = re.escape(str(layout["blocks.{}.ffn_norm"]).partition("{}")[0])
         depth = max(1, _count(found, rf"{re.escape(prefix)}{block}(\d+)\."))
-    names = _names(layout, depth, conv_norm_of(found), has_conv_bias(found))
+    keys = _keys(layout, depth, conv_norm_of(found), has_conv_bias(found))
     if not mask_embedding:
-        del names["mask_embedding"]
-    return _rename(found, {prefix + theirs: ours for ours, theirs in names.items()})
+        keys.remove("mask_embedding")
+    return from_layout(found, keys, prefixed(layout, prefix), "HuBERT encoder")
 
 
-def _names(layout: Mapping[str, str], depth: int, conv_norm: str, bias: bool) -> dict[str, str]:
-    """Our name -> theirs, for a model of this shape."""
+def _keys(layout: Layout, depth: int, conv_norm: str, bias: bool) -> list[str]:
+    """Our names of the tensors of a model of this shape."""
     norms = len(KERNELS) if conv_norm == "layer" else 1
     counts = {"conv.convs.{}": len(KERNELS), "conv.norms.{}": norms}
-    names = {}
-    for ours, theirs in layout.items():
+    keys = []
+    for ours in layout:
         leaves = ["weight", "bias"]
         if ours == "mask_embedding":
-            names[ours] = theirs
+            keys.append(ours)
             continue
         if ours == "conv.convs.{}" and not bias:
             leaves = ["weight"]
         if ours == "positions.conv":
             leaves = ["bias", *_OLD_WEIGHT_NORM.values()]
         for i in range(counts.get(ours, depth) if "{}" in ours else 1):
-            names |= {f"{ours.format(i)}.{leaf}": f"{theirs.format(i)}.{leaf}" for leaf in leaves}
-    return names
-
-
-def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    missing, extra = sorted(names.keys() - state_dict.keys()), sorted(state_dict.keys() - names.keys())
-    if missing or extra:
-        raise ValueError(
-            f"this state dict does not hold exactly one HuBERT encoder: missing {missing}, extra {extra}; "
-            f"name the beginnings of tensors to leave out on purpose"
-        )
-    return {new: state_dict[old] for old, new in names.items()}
+            keys += [f"{ours.format(i)}.{leaf}" for leaf in leaves]
+    return keys
 
 
 def take(found: dict[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

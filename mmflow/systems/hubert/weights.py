@@ -165,7 +165,7 @@ def _read_fairseq(saved: Mapping[str, Any], leave: Sequence[str]) -> Found:
                 f"out 'final_proj.' and 'label_embs_concat'"
             )
     arguments = fairseq.arguments(saved)
-    layout = fairseq.NAMES | fairseq.CONV_NORM[conv_norm_of(found)]
+    layout = {**fairseq.NAMES, **fairseq.CONV_NORM[conv_norm_of(found)]}
     hubert = encoder_state(found, layout, prefix, arguments["depth"])
     tokens = next(iter(fairseq.dictionaries(saved, "target_dictionary")), None)
     return Found(sizes_of(hubert) | arguments, hubert, ctc, tokens, units, fairseq.temperature(saved))

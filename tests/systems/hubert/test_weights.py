@@ -477,7 +477,7 @@ def test_a_checkpoint_lacking_a_tensor_or_its_arguments_says_which(tmp_path):
     with pytest.raises(ValueError, match=r"last\.ckpt: the checkpoint does not say how to build its HuBERT"):
         load_hubert(path)
     checkpoint(path, model, nn.Linear(1, 1), hubert=hubert_arguments(model) | {"depth": 3})
-    with pytest.raises(ValueError, match=r"(?s)last\.ckpt: .*Missing key.*blocks\.2\.attention\.query\.weight"):
+    with pytest.raises(ValueError, match=r"(?s)last\.ckpt: .*Missing key.*blocks\.2\.attention\.qkv\.weight"):
         load_hubert(path)
 
 
