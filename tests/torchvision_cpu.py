@@ -1,7 +1,7 @@
-"""torchvision, timm and open_clip beside a CPU build of torch.
+"""torchvision that imports beside a CPU build of torch, for transformers, timm and open_clip.
 
-The wheels of torchvision are linked against CUDA, so its compiled operators are missing there and its import fails
-where it describes them. Of these only the names are needed.
+Its wheels are linked against CUDA, so its compiled operators are missing and its import fails where it describes them.
+Of these only the names are needed.
 """
 
 import torch
@@ -10,8 +10,3 @@ if torch.version.cuda is None:
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import open_clip
-import timm
-
-__all__ = ["open_clip", "timm"]
