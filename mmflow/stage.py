@@ -14,6 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 from jsonargparse import ArgumentError, ArgumentParser
+
+import mmflow.torchvision_cpu  # noqa: F401  # isort: skip  (before Lightning)
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import tests.torchvision_cpu  # noqa: F401  before anything imports torchvision
+import mmflow.torchvision_cpu  # noqa: F401  before anything imports torchvision
 from mmflow import signals
 from tests.command import Command
 from tests.tiny_speech import write_tiny_speech

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"atomic", "processes", "torchaudio_cpu"},
+    {"atomic", "processes", "torchaudio_cpu", "torchvision_cpu"},
     {"signals"},
     {"nn", "data"},
     {"generation", "training", "evaluation", "world"},

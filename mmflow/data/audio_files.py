@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 import soundfile
 import torch
+
+import mmflow.torchvision_cpu  # noqa: F401  # isort: skip  (before Lightning)
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+
+import mmflow.torchvision_cpu  # noqa: F401  # isort: skip  (before Lightning)
 from lightning.pytorch import LightningDataModule
 from typing_extensions import override
 

@@ -64,7 +64,8 @@ RANGE_DB = 75.0  # of a spectrogram, below its loudest point
 Curves = dict[str, list[tuple[int, float]]]  # logged name -> (step, value)
 
 
-def _save(figure: Figure, out: Path) -> None:
+def save(figure: Figure, out: Path) -> None:
+    """Write a figure as a PNG file, which appears when it is whole."""
     with atomic_file(out) as file:
         figure.savefig(file, format="png", dpi=DPI)
 
@@ -101,7 +102,7 @@ def loss_curves(logs: Sequence[Path], out: Path) -> None:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for here, (title, members) in zip(axes, panels.items(), strict=True):
             _draw_curves(here, title, members)
-        _save(figure, out)
+        save(figure, out)
 
 
 def read_curves(logs: Sequence[Path]) -> Curves:
@@ -166,7 +167,7 @@ def quality_by_layer(table: Sequence[Mapping], out: Path) -> None:
             axes.grid(True, axis="y")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center")
-        _save(figure, out)
+        save(figure, out)
 
 
 def _draw_round(axes: Axes, name: str, values: dict[int | None, float], colour: str) -> None:
@@ -199,7 +200,7 @@ def cluster_phone_heatmap(joint: Tensor, phone_names: Sequence[str], out: Path) 
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01).outline.set_visible(False)  # type: ignore[operator]
-        _save(figure, out)
+        save(figure, out)
 
 
 def sorted_for_heatmap(joint: Tensor) -> tuple[list[int], list[int]]:
@@ -244,7 +245,7 @@ def units_under_spectrogram(audio: Tensor, units: Tensor, phones: Sequence[Seque
         for axes in rows[:-1]:
             axes.tick_params(bottom=False, labelbottom=False)
         rows[-1].set(xlim=(0, seconds), xlabel="s")
-        _save(figure, out)
+        save(figure, out)
 
 
 def _draw_spectrogram(axes: Axes, audio: Tensor, seconds: float) -> None:

@@ -39,12 +39,23 @@ class SelfAttention(nn.Module):
             padding. Pass none where nothing is hidden: only then is the fastest kernel chosen.
         causal: a token looks at itself and those before it. Not together with a mask.
         """
-        split = (x.shape[0], x.shape[1], 3, self.num_heads, -1)
-        query, key, value = self.qkv(x).view(split).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
+        query, key, value = self._heads(x)
         p = self.dropout if self.training else 0.0
         attend = _attend_with_dropout if p and x.is_cpu else F.scaled_dot_product_attention
         mixed = attend(query, key, value, mask, p, causal)
         return self.out(mixed.transpose(1, 2).reshape(x.shape))  # (B, H, T, D / H) -> (B, T, D)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """What `forward` does not keep: how much each token of `x` (B, T, D) looks at each other one, (B, H, T, T).
+
+        Rows sum to 1; nothing is hidden or dropped."""
+        query, key, _ = self._heads(x)
+        return (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(-1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values: (B, T, D) -> (3, B, H, T, D / H)."""
+        split = (*x.shape[:2], 3, self.num_heads, x.shape[2] // self.num_heads)
+        return self.qkv(x).view(split).permute(2, 0, 3, 1, 4)
 
 
 def _attend_with_dropout(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MOST_SCALE = 100.0  # cosines are multiplied by at most this (arXiv:2103.00020, section 2.5)
+MOST_SCALE = 100.0  # info_nce multiplies cosines by at most this (arXiv:2103.00020, section 2.5)
 
 
 class Similarity(nn.Module):
@@ -58,5 +58,8 @@ class Similarity(nn.Module):
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Keep the scale in 1..MOST_SCALE; to be done after each step of the optimiser."""
-        self.log_scale.clamp_(0, math.log(MOST_SCALE))
+        """Keep the scale in 1..MOST_SCALE; to be done after each step of the optimiser.
+
+        That of the sigmoid is free, as in its paper: published weights have 118."""
+        if self.objective == "info_nce":
+            self.log_scale.clamp_(0, math.log(MOST_SCALE))

@@ -21,6 +21,11 @@ def prefixed(layout: Layout, prefix: str) -> Layout:
     }
 
 
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
 def names(keys: Iterable[str], layout: Layout) -> dict[str, tuple[str, ...]]:
     """What each tensor of ours is called there, by the longest beginning that `layout` has.
 
@@ -54,7 +59,8 @@ def to_layout(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor
     """Our tensors under their names."""
     renamed: dict[str, Tensor] = {}
     for ours, theirs in names(tensors, layout).items():
-        renamed |= dict(zip(theirs, tensors[ours].chunk(len(theirs)), strict=True))
+        parts = tensors[ours].chunk(len(theirs)) if len(theirs) > 1 else (tensors[ours],)
+        renamed |= dict(zip(theirs, parts, strict=True))
     return renamed
 
 

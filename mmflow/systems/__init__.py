@@ -1,1 +1,3 @@
 """One folder per system."""
+
+import mmflow.torchvision_cpu  # noqa: F401  before Lightning, which imports torchmetrics

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or absent: written aside, flushed, hashed, renamed; the newest whole one is resumed."""
 
 import hashlib
+import json
 import logging
 import math
 import pickle
@@ -28,6 +29,12 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_of(path: str) -> str:
+    """`path`, or the checkpoint that a stage left, where `path` is the stage's folder."""
+    done = Path(path) / "done.json"
+    return str(Path(path) / json.loads(done.read_text())["checkpoint"]) if done.is_file() else path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

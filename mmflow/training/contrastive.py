@@ -4,7 +4,7 @@ B pairs of the step, b of them on this process, E width.
 """
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,14 @@ class Contrastive(StepMean):
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The two sides (b, E) of the pairs of a micro-batch, of any length."""
 
+    def setup(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and data.rule.size is None:
+            raise ValueError(
+                f"batch_seconds={data.rule.length:g} makes batches of differing size, but pairs are gathered from all "
+                f"processes in equal parts; give batch_size instead"
+            )
+
     def pairs(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Both sides of this process's pairs, of length 1, with the gradients that all micro-batches together have."""
         seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
@@ -65,14 +73,38 @@ class Contrastive(StepMean):
         first = self.global_rank * len(images)
         total = self.similarity.loss_sum(images, texts, self.gathered(images), self.gathered(texts), first)
         count = torch.tensor(float(len(images)), device=self.device)
-        with torch.no_grad():
-            hits = (images @ texts.T).argmax(1) == torch.arange(len(images), device=self.device)
-            scale = self.similarity.log_scale.exp()
+        own = in_batch(images.detach(), texts.detach())
         self.log("train/loss", (total / count).detach(), prog_bar=True)
-        self.log("train/acc", hits.float().mean(), prog_bar=True)  # among the pairs of this process
-        self.log("train/cosine", (images * texts).sum(1).mean().detach())
-        self.log("train/scale", scale)
+        self.log("train/acc", own.accuracy, prog_bar=True)  # among the pairs of this process
+        self.log("train/cosine", own.cosine)
+        self.log("train/cosine_others", own.cosine_others)
+        self.log("train/scale", self.similarity.log_scale.detach().exp())
         return self.add(total, count)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        self.similarity.clamp()
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        self.similarity.clamp()  # before a checkpoint of the step is saved
+
+
+class InBatch(NamedTuple):
+    """How well the pairs of a batch are told apart, () each.
+
+    Attributes:
+        accuracy: share of pictures whose own text is the nearest.
+        cosine: mean over pairs.
+        cosine_others: mean over what does not belong together; NaN of a single pair.
+    """
+
+    accuracy: Tensor
+    cosine: Tensor
+    cosine_others: Tensor
+
+
+def in_batch(images: Tensor, texts: Tensor) -> InBatch:
+    """Of images (B, E) and their texts (B, E), both of length 1."""
+    with torch.autocast(images.device.type, enabled=False):  # cosines of neighbours differ by less than bf16 can tell
+        cosines = images.float() @ texts.float().T  # (B, B)
+    count, own = len(images), cosines.diagonal()
+    hits = cosines.argmax(1) == torch.arange(count, device=images.device)
+    others = (cosines.sum() - own.sum()) / (count * (count - 1))
+    return InBatch(hits.float().mean(), own.mean(), others)

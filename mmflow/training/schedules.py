@@ -1,5 +1,7 @@
 """Learning-rate schedules, as factors of the peak rate by step."""
 
+import math
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -13,6 +15,28 @@ def linear_warmup_decay(optimizer: Optimizer, total_steps: int, warmup: float = 
 
     def factor(step: int) -> float:
         return min((step + 1) / rise, max(0.0, (total_steps - step) / max(1, total_steps - rise)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def cosine(
+    optimizer: Optimizer, total_steps: int, warmup: float = 0.05, start: float = 0.0, floor: float = 0.0
+) -> LambdaLR:
+    """Linear from `start` to the peak over the first `warmup` share of the steps, then half a cosine down to `floor` at
+    `total_steps` (Loshchilov and Hutter 2016, arXiv:1608.03983).
+
+    start, floor: as factors of the peak. The first step already learns: it is one warm-up step above `start`.
+    """
+    for name, share in (("warmup", warmup), ("start", start), ("floor", floor)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share} is a share of the steps or of the peak rate; give a number in 0..1")
+    rise = round(warmup * total_steps)
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return start + (1 - start) * (step + 1) / rise
+        along = min(1.0, (step - rise) / max(1, total_steps - rise))
+        return floor + (1 - floor) * (1 + math.cos(math.pi * along)) / 2
 
     return LambdaLR(optimizer, factor)
 

@@ -96,6 +96,40 @@ def spec(tmp_path) -> Path:
 # -- what is read ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("world", "step"), [(1, 0), (2, 0), (2, 2)])
+def test_the_micro_batches_of_a_step_may_come_as_one_list(spec, world, step):
+    for rank in range(world):
+        plain, joined = (toy(spec, rank, world, step) for _ in "12")
+        joined.joins_lanes = True
+        count = plain.lanes // world
+        steps = first(joined, 3)
+        assert [len(own) for own in steps] == [count] * 3
+        together = [micro for own in steps for micro in own]
+        assert all(same(a, b) for a, b in zip(together, first(plain, 3 * count), strict=True))
+        assert [(micro["__step__"], micro["__lane__"]) for micro in together] == [
+            (number, lane) for number in range(step, step + 3) for lane in range(rank, plain.lanes, world)
+        ]
+
+
+def test_broken_samples_of_joined_micro_batches_are_noted(spec, caplog):
+    data = toy(spec, lanes=4)
+    data.joins_lanes = True
+    for step in first(data, 6):
+        data.on_before_batch_transfer(step, 0)
+        assert not any("__broken__" in micro for micro in step)
+    assert list(data.broken.values()) == [{"train-0-4": data.broken[next(iter(data.broken))]["train-0-4"]}]
+    assert "broken sample train-0-4" in caplog.text
+
+
+def test_waiting_for_joined_micro_batches_is_counted(spec):
+    data = toy(spec)
+    data.joins_lanes = True
+    loader = data.train_dataloader()
+    assert loader.waited_s == 0
+    next(iter(loader))
+    assert loader.waited_s > 0
+
+
 def test_a_run_that_is_resumed_reads_the_tail(spec):
     whole = first(toy(spec), 14)
     for step in (1, 3, 6):

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback
 from mmflow.atomic import PART, remove_parts
 from mmflow.evaluation.pictures import read_curves
 from mmflow.training import checkpoints as module
-from mmflow.training.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole, problem_of
+from mmflow.training.checkpoints import AtomicCheckpointIO, Checkpoints, checkpoint_of, newest_whole, problem_of
 from tests.training.toy import Line, files, fit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
@@ -349,3 +349,9 @@ def test_a_run_that_could_not_be_resumed_is_refused(options):
     (name,) = options
     with pytest.raises(ValueError, match=rf"checkpoints.{name}=0 must be at least 1, or a run could not be resumed"):
         Checkpoints(**options)
+
+
+def test_a_stage_folder_stands_for_its_checkpoint(tmp_path):
+    (tmp_path / "done.json").write_text('{"checkpoint": "checkpoints/best.ckpt"}')
+    assert checkpoint_of(str(tmp_path)) == f"{tmp_path}/checkpoints/best.ckpt"
+    assert checkpoint_of("facebook/folder") == "facebook/folder"

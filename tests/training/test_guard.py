@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +74,12 @@ def momenta(line: Line) -> Tensor:
 def check_equal(line: Line, expected: Line) -> None:
     assert torch.equal(weights(line), weights(expected))
     assert torch.equal(momenta(line), momenta(expected))
+
+
+def test_joined_micro_batches_tell_all_their_samples():
+    guard, trainer = FiniteSteps(), SimpleNamespace(accumulate_grad_batches=1)
+    guard.on_train_batch_start(trainer, None, [points(0, lane) for lane in (0, 1)], 0)  # type: ignore[arg-type]
+    assert guard.samples == [[("s", key) for lane in (0, 1) for key in points(0, lane)["__key__"]]]
 
 
 def test_the_first_bad_step_stops_the_run_before_the_weights_see_it(tmp_path):

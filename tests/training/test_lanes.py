@@ -71,6 +71,15 @@ def test_data_without_a_plan_is_refused():
         set_up(1, datamodule=None)
 
 
+def test_a_module_that_joins_lanes_gets_all_of_a_step_at_once():
+    given = {"max_steps": 5, "accumulate_grad_batches": 1, "world_size": 2, "val_check_interval": 3}
+    data = SimpleNamespace(lanes=6, joins_lanes=False)
+    trainer = SimpleNamespace(**given, datamodule=data)
+    Lanes().setup(trainer, SimpleNamespace(automatic_optimization=True, joins_lanes=True), "fit")  # type: ignore[arg-type]
+    assert data.joins_lanes
+    assert (trainer.accumulate_grad_batches, trainer.val_check_interval) == (1, 3)
+
+
 def resumed_at(steps: int, accumulate: int, every: Any = 6) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Training progress, validation progress and logged steps of a checkpoint, translated to a Trainer."""
     counts = dict.fromkeys(("ready", "started", "processed", "completed"), 77)

@@ -46,6 +46,15 @@ def test_decoding_is_told_by_field_per_sample():
     assert meter._decode_ms() == {}
 
 
+def test_joined_micro_batches_count_each():
+    meter, trainer = Meters(), SimpleNamespace(accumulate_grad_batches=10)
+    micros = [batch("a", 6, {"image": 0.3}), batch("b", 4, {"image": 0.1}) | {"audio_seconds": 2.5}]
+    meter.on_train_batch_end(trainer, None, None, micros, 0)
+    assert meter._decode_ms() == {"decode_ms/image": pytest.approx(40.0)}
+    assert (meter.samples, meter.audio_s) == (10, 2.5)
+    assert meter.shard_samples == {"a": 6, "b": 4}
+
+
 def test_shards_that_are_much_slower_than_the_median_are_named(caplog):
     meter, trainer = Meters(), SimpleNamespace(accumulate_grad_batches=100)
     slow = {"b": 0.5, "d": 1.0, "f": 0.4, "g": 0.31}  # seconds for 10 samples; 0.1 for the others

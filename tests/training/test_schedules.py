@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmflow.training.schedules import linear_warmup_decay, tri_stage
+from mmflow.training.schedules import cosine, linear_warmup_decay, tri_stage
 
 
 def factors(schedule, steps: int) -> list[float]:
@@ -58,3 +58,19 @@ def test_a_training_may_end_before_its_schedule(optimizer):
     assert factor(8000) == 1.0
     assert factor(25_000) == pytest.approx(0.05 ** (17 / 72))
     assert tri_stage(optimizer, total_steps=80_000, shares=(0.1, 0.0, 0.9)).lr_lambdas[0](25_000) == factor(25_000)
+
+
+def test_half_a_cosine_falls_to_the_floor(optimizer):
+    found = factors(cosine(optimizer, total_steps=10, warmup=0.2, start=0.5, floor=0.2), 12)
+    assert found[:3] == pytest.approx([0.75, 1.0, 1.0])
+    assert found[6] == pytest.approx(0.6)  # in the middle
+    assert found[4] == pytest.approx(0.2 + 0.8 * 0.8535533905932737)  # (1 + cos(pi / 4)) / 2
+    assert found[10:] == pytest.approx([0.2, 0.2])
+    assert factors(cosine(optimizer, total_steps=4, warmup=0.0), 5) == pytest.approx(
+        [1.0, 0.85355339, 0.5, 0.14644661, 0.0]
+    )
+
+
+def test_a_cosine_of_other_than_shares_is_refused(optimizer):
+    with pytest.raises(ValueError, match=r"warmup=500 is a share of the steps or of the peak rate; give a number in 0"):
+        cosine(optimizer, 1000, warmup=500)

@@ -6,17 +6,19 @@ Any vision encoder may be the picture tower; the paper's is `ViT` with a norm be
 Letters: B batch, T tokens, V vocabulary, D width of a tower, E width of the common space.
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmflow.nn.contrastive import Similarity
-from mmflow.nn.encoders import VisionEncoder
 from mmflow.nn.transformer import Block
+from mmflow.systems.vit.model import ViT
 
 POOLS = ("end", "last")
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the pictures of OpenAI
 
 
 class TextOutput(NamedTuple):
@@ -127,37 +129,121 @@ def init_blocks(blocks: nn.ModuleList, dim: int) -> None:
             nn.init.zeros_(layer.bias)
 
 
+def init_vision(vision: ViT) -> None:
+    """Draw a picture tower as the text tower is drawn, and its tokens and positions by its width."""
+    init_blocks(vision.blocks, vision.dim)
+    for table in (vision.class_token, vision.positions):
+        if table is not None and table.requires_grad:
+            nn.init.normal_(table, std=vision.dim**-0.5)
+
+
 class CLIP(nn.Module):
     """Two towers and the space in which they meet.
 
     Args:
-        vision: the picture tower, or another encoder whose output has `pooled`.
+        vision: the picture tower, a `mmflow.nn.encoders.VisionEncoder`.
         text: the text tower.
-        embed_dim: width E; None where both towers already have one width and neither is projected (then the text has a
-            linear layer with bias, as SigLIP).
+        embed_dim: width E. None leaves pictures as wide as they are, and gives texts a linear layer with bias, as in
+            SigLIP.
         similarity: temperature and loss.
     """
 
     def __init__(
         self,
-        vision: VisionEncoder,
+        vision: nn.Module,
         text: TextTransformer,
         embed_dim: int | None = 512,
         similarity: Similarity | None = None,
     ) -> None:
         super().__init__()
-        if embed_dim is None and vision.dim != text.dim:
-            raise ValueError(
-                f"embed_dim=None leaves pictures as they are, of width {vision.dim}, but texts have {text.dim}; "
-                f"give embed_dim"
-            )
-        self.vision, self.text, self.embed_dim = vision, text, embed_dim or vision.dim
-        self.image_projection = nn.Identity() if embed_dim is None else nn.Linear(vision.dim, embed_dim, bias=False)
+        self.vision = cast(Any, vision)  # a VisionEncoder, which the command line cannot check
+        self.text, self.embed_dim = text, embed_dim or cast(Any, vision).dim
+        self.image_projection = (
+            nn.Identity() if embed_dim is None else nn.Linear(cast(Any, vision).dim, embed_dim, bias=False)
+        )
         self.text_projection = nn.Linear(text.dim, self.embed_dim, bias=embed_dim is None)
         self.similarity = similarity or Similarity()
         for projection in (self.image_projection, self.text_projection):
             if isinstance(projection, nn.Linear):
                 nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+                if projection.bias is not None:
+                    nn.init.zeros_(projection.bias)
+
+    @classmethod
+    def vit_b32(
+        cls,
+        activation: str = "quick_gelu",
+        vision: dict[str, Any] | None = None,
+        text: dict[str, Any] | None = None,
+        similarity: Similarity | None = None,
+    ) -> "CLIP":
+        """151,277,313 parameters.
+
+        Args:
+            activation: of both towers: quick_gelu in OpenAI's weights, gelu in most of others.
+            vision, text: arguments of ViT and of TextTransformer that are to be different, such as `drop_path` or
+                `vocab_size`.
+            similarity: temperature and loss.
+        """
+        return cls._published(ViT.b32, 512, activation, vision, text, similarity)
+
+    @classmethod
+    def vit_b16(
+        cls,
+        activation: str = "quick_gelu",
+        vision: dict[str, Any] | None = None,
+        text: dict[str, Any] | None = None,
+        similarity: Similarity | None = None,
+    ) -> "CLIP":
+        """149,620,737 parameters; arguments of `vit_b32`."""
+        return cls._published(ViT.b16, 512, activation, vision, text, similarity)
+
+    @classmethod
+    def vit_l14(
+        cls,
+        activation: str = "quick_gelu",
+        vision: dict[str, Any] | None = None,
+        text: dict[str, Any] | None = None,
+        similarity: Similarity | None = None,
+    ) -> "CLIP":
+        """427,616,513 parameters; arguments of `vit_b32`."""
+        return cls._published(ViT.l16, 768, activation, {"patch_size": 14} | (vision or {}), text, similarity)
+
+    @classmethod
+    def vit_l14_336(
+        cls,
+        activation: str = "quick_gelu",
+        vision: dict[str, Any] | None = None,
+        text: dict[str, Any] | None = None,
+        similarity: Similarity | None = None,
+    ) -> "CLIP":
+        """427,944,193 parameters; arguments of `vit_b32`."""
+        return cls.vit_l14(activation, {"image_size": 336} | (vision or {}), text, similarity)
+
+    @classmethod
+    def siglip_b16(cls, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> "CLIP":
+        """203,155,970 parameters, of which 92,884,224 are for pictures; arguments of `vit_b32`."""
+        both: dict[str, Any] = {"dim": 768, "num_heads": 12, "activation": "gelu_tanh", "eps": 1e-6}
+        texts = both | {"vocab_size": 32_000, "context": 64, "causal": False, "pool": "last", "end_id": 1}
+        tower = ViT(**both | {"pool": "attention"} | (vision or {}))
+        return cls(tower, TextTransformer(**texts | (text or {})), None, Similarity("sigmoid"))
+
+    @classmethod
+    def _published(
+        cls,
+        size: Callable[..., ViT],
+        embed_dim: int,
+        activation: str,
+        vision: dict[str, Any] | None,
+        text: dict[str, Any] | None,
+        similarity: Similarity | None,
+    ) -> "CLIP":
+        """OpenAI's, with texts as wide as the common space."""
+        pictures: dict[str, Any] = {"norm_before": True, "patch_bias": False, "eps": 1e-5, "mean": MEAN, "std": STD}
+        tower = size(**pictures | {"activation": activation} | (vision or {}))
+        init_vision(tower)
+        texts: dict[str, Any] = {"dim": embed_dim, "num_heads": embed_dim // 64, "activation": activation}
+        return cls(tower, TextTransformer(**texts | (text or {})), embed_dim, similarity)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, E) of length 1."""

@@ -28,6 +28,7 @@ from mmflow.data.audio_files import AudioFiles, Chunking, Place, batches
 from mmflow.data.decode import BadSample
 from mmflow.data.text import Characters
 from mmflow.nn.kmeans import nearest
+from mmflow.nn.published import weights_fingerprint
 from mmflow.systems.hubert.kmeans import HubertLayer, KMeans
 from mmflow.systems.hubert.model import (
     FRAME_RATE,
@@ -38,16 +39,10 @@ from mmflow.systems.hubert.model import (
     Hubert,
     HubertOutput,
 )
-from mmflow.systems.hubert.quality import weights_fingerprint
 from mmflow.systems.hubert.weights import load_ctc, load_hubert
+from mmflow.training.checkpoints import checkpoint_of
 
 BATCH_S = 100.0  # padded seconds that are encoded together when a model is called
-
-
-def checkpoint_of(path: str) -> str:
-    """`path`, or the checkpoint that a stage left, where `path` is the stage's folder."""
-    done = Path(path) / "done.json"
-    return str(Path(path) / json.loads(done.read_text())["checkpoint"]) if done.is_file() else path
 
 
 class Moments:

@@ -144,11 +144,6 @@ def prefix_of(found: Mapping[str, Tensor], prefix: str) -> str:
     return prefix if any(key.startswith(prefix) for key in found) else ""
 
 
-def below(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, under the rest of their names."""
-    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-
-
 def conv_norm_of(found: Mapping[str, Tensor]) -> str:
     """Hubert's `conv_norm`, from names of any of the three layouts."""
     every = re.compile(r"feature_extractor\.conv_layers\.1\.(layer_norm|2\.1)\.")

@@ -7,9 +7,7 @@ phones it is the one whose units change least when they are clustered from anoth
 B batch, T frames, N frames of all utterances, D width, K clusters.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +21,7 @@ from mmflow.evaluation.abx import abx_error, sample_triples
 from mmflow.evaluation.clustering import ClusterQuality, joint_counts, phone_frames, phone_spans, pnmi
 from mmflow.evaluation.pictures import cluster_phone_heatmap, quality_by_layer, units_under_spectrogram
 from mmflow.nn.kmeans import Lloyd, kmeans_plus_plus, nearest
+from mmflow.nn.published import weights_fingerprint
 from mmflow.systems.hubert.data import hash_order
 from mmflow.systems.hubert.features import MFCC
 from mmflow.systems.hubert.model import num_frames
@@ -44,14 +43,6 @@ class Utterance(NamedTuple):
     frames: dict[str, Tensor]  # "mfcc" or "<round>/<layer>" -> (T, D) float16
     info: dict[str, Any]  # may hold `phones` and `words` as [start_s, end_s, name], and `speaker`
     audio: Tensor | None  # (S,), of the one that is drawn
-
-
-def weights_fingerprint(weights: Mapping[str, Tensor], title: str) -> str:
-    """16 hexadecimal digits that name these weights, which `title` describes."""
-    digest = hashlib.sha256(title.encode())
-    for name, weight in weights.items():
-        digest.update(name.encode() + weight.float().cpu().numpy().astype("<f4").tobytes())
-    return digest.hexdigest()[:16]
 
 
 def encoder_fingerprint(hubert: nn.Module, title: str = "hubert encoder") -> str:

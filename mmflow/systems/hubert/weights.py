@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from mmflow.data.text import Characters
+from mmflow.nn.layouts import below
 from mmflow.systems.hubert import fairseq
 from mmflow.systems.hubert.folder import hubert_arguments, read_folder, save_folder
 from mmflow.systems.hubert.model import CTCHead, Hubert, HubertPretrainingHead
 from mmflow.systems.hubert.names import (
     TORCHAUDIO,
     Found,
-    below,
     conv_norm_of,
     current,
     encoder_state,

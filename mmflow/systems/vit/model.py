@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmflow.nn.attention import SelfAttention
+from mmflow.nn.dropout import Dropout
 from mmflow.nn.positions import Interpolation, resize_positions, sincos_2d
 from mmflow.nn.transformer import Block, FeedForward
 
@@ -78,7 +80,8 @@ class ViT(nn.Module):
     ) -> None:
         self.arguments: dict[str, Any] = {name: v for name, v in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        down, across = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = (down, across)
         if any(size % patch_size or size < 1 for size in self.image_size):
             down, across = (max(1, round(size / patch_size)) * patch_size for size in self.image_size)
             raise ValueError(
@@ -95,7 +98,7 @@ class ViT(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "class" else None
         self.positions = self._fresh_positions(positions)
         self.norm_before = nn.LayerNorm(dim, eps) if norm_before else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         ffn_dim = ffn_dim or 4 * dim
         rates = [drop_path * number / max(1, depth - 1) for number in range(depth)]
         self.blocks = nn.ModuleList(
@@ -104,6 +107,8 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(dim, eps)
         self.attention_pool = AttentionPool(dim, num_heads, ffn_dim, activation, eps) if pool == "attention" else None
         self.pre_logits = nn.Linear(dim, dim) if pre_logits else None
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean={mean}, std={std}: give three numbers each, for red, green and blue; std above 0")
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -125,63 +130,70 @@ class ViT(nn.Module):
         nn.init.normal_(self.patches.weight, std=self.patches.weight[0].numel() ** -0.5)
         if self.patches.bias is not None:
             nn.init.zeros_(self.patches.bias)
-        for module in self.blocks.modules():
+        for module in self.modules():
             if isinstance(module, nn.Linear):
-                width = module.in_features
-                for part in module.weight.split(width) if module.out_features == 3 * width else (module.weight,):
-                    nn.init.xavier_uniform_(part)
+                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-            if isinstance(module, FeedForward):
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                _draw_apart(module.qkv.weight)
+            elif isinstance(module, nn.MultiheadAttention):
+                _draw_apart(module.in_proj_weight)
+            elif isinstance(module, FeedForward):
                 for layer in (module.expand, module.contract):
                     nn.init.normal_(layer.bias, std=1e-6)
+
+    # The published sizes call ViT and not cls: the command line sees their arguments only so.
 
     @classmethod
     def ti16(cls, **arguments: Any) -> "ViT":
         """5,524,416 parameters at 224 pixels, without a head as all counts here."""
-        return cls(**{"dim": 192, "num_heads": 3} | arguments)
+        return ViT(dim=192, num_heads=3, **arguments)
 
     @classmethod
     def s32(cls, **arguments: Any) -> "ViT":
         """22,493,952 parameters."""
-        return cls(**{"patch_size": 32, "dim": 384, "num_heads": 6} | arguments)
+        return ViT(patch_size=32, dim=384, num_heads=6, **arguments)
 
     @classmethod
     def s16(cls, **arguments: Any) -> "ViT":
         """21,665,664 parameters."""
-        return cls(**{"dim": 384, "num_heads": 6} | arguments)
+        return ViT(dim=384, num_heads=6, **arguments)
 
     @classmethod
     def b32(cls, **arguments: Any) -> "ViT":
         """87,455,232 parameters."""
-        return cls(**{"patch_size": 32} | arguments)
+        return ViT(patch_size=32, **arguments)
 
     @classmethod
     def b16(cls, **arguments: Any) -> "ViT":
         """85,798,656 parameters."""
-        return cls(**arguments)
+        return ViT(**arguments)
 
     @classmethod
     def b8(cls, **arguments: Any) -> "ViT":
         """85,807,872 parameters."""
-        return cls(**{"patch_size": 8} | arguments)
+        return ViT(patch_size=8, **arguments)
 
     @classmethod
     def l32(cls, **arguments: Any) -> "ViT":
         """305,510,400 parameters."""
-        return cls(**{"patch_size": 32, "dim": 1024, "depth": 24, "num_heads": 16} | arguments)
+        return ViT(patch_size=32, dim=1024, depth=24, num_heads=16, **arguments)
 
     @classmethod
     def l16(cls, **arguments: Any) -> "ViT":
         """303,301,632 parameters."""
-        return cls(**{"dim": 1024, "depth": 24, "num_heads": 16} | arguments)
+        return ViT(dim=1024, depth=24, num_heads=16, **arguments)
 
     @classmethod
     def h14(cls, **arguments: Any) -> "ViT":
         """630,764,800 parameters."""
-        return cls(**{"patch_size": 14, "dim": 1280, "depth": 32, "num_heads": 16} | arguments)
+        return ViT(patch_size=14, dim=1280, depth=32, num_heads=16, **arguments)
 
     def forward(self, images: Tensor) -> ViTOutput:
-        """Encode pictures (B, 3, H, W) of `image_size`, RGB in [0, 1]."""
+        """Encode pictures (B, 3, H, W) of `image_size`, RGB in [0, 1]; any other tensor raises ValueError."""
+        if not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}; give floating-point RGB in [0, 1], such as bytes / 255")
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, *self.image_size):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; this encoder takes (B, 3, {self.image_size[0]}, "
@@ -217,15 +229,22 @@ class ViT(nn.Module):
         else:
             state["positions"] = resize_positions(state["positions"], self.grid, other.grid, interpolation)
         other.load_state_dict(state)
-        return other.to(self.positions.device).train(self.training)
+        return other.to(self.positions).train(self.training)  # its device and type
 
     @property
     def macs(self) -> int:
         """Multiplications and additions, as pairs, to encode a picture; a training step takes three times as many."""
         tokens, dim = self.positions.shape[1], self.dim
-        hidden = self.arguments["ffn_dim"] or 4 * dim
-        block = tokens * (4 * dim**2 + 2 * dim * hidden) + 2 * tokens**2 * dim
-        return math.prod(self.grid) * 3 * self.patch_size**2 * dim + len(self.blocks) * block
+        ffn = 2 * dim * (self.arguments["ffn_dim"] or 4 * dim)
+        block = tokens * (4 * dim**2 + ffn) + 2 * tokens**2 * dim
+        pool = (2 * tokens + 2) * dim**2 + 2 * tokens * dim + ffn if self.attention_pool is not None else 0
+        pre_logits = dim**2 if self.pre_logits is not None else 0
+        return math.prod(self.grid) * 3 * self.patch_size**2 * dim + len(self.blocks) * block + pool + pre_logits
+
+
+def _draw_apart(weight: Tensor) -> None:
+    for part in weight.chunk(3):  # queries, keys, values
+        nn.init.xavier_uniform_(part)
 
 
 class AttentionPool(nn.Module):

@@ -23,7 +23,6 @@ from mmflow.systems.hubert.inference import (
     Transcript,
     UnitExtractor,
     Word,
-    checkpoint_of,
     encode,
 )
 from mmflow.systems.hubert.kmeans import HubertLayer, KMeans
@@ -230,12 +229,6 @@ def test_arguments_that_do_not_fit_are_refused(checkpoint):
         FeatureExtractor(checkpoint, 3)
     with pytest.raises(ValueError, match=r"chunk_seconds=0.001 must be at least one frame, 0.02 s"):
         Recognizer(checkpoint, chunk_seconds=0.001)
-
-
-def test_a_stage_folder_stands_for_its_checkpoint(tmp_path):
-    (tmp_path / "done.json").write_text('{"checkpoint": "checkpoints/best.ckpt"}')
-    assert checkpoint_of(str(tmp_path)) == f"{tmp_path}/checkpoints/best.ckpt"
-    assert checkpoint_of("facebook/folder") == "facebook/folder"
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
