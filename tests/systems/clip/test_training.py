@@ -30,7 +30,7 @@ from mmflow.systems.clip.training import (
 from mmflow.systems.clip.weights import load_clip
 from mmflow.systems.vit.model import ViT
 from tests.shards import encoded, write_data_set
-from tests.systems.clip.pairs import COLOURS, CONTEXT, PLACES, TEXTS, VOCAB_SIZE, write_pairs
+from tests.systems.clip.pairs import COLOURS, CONTEXT, GROUNDS, TEXTS, VOCAB_SIZE, write_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
 
@@ -38,7 +38,7 @@ END = VOCAB_SIZE - 1
 VISION: dict[str, Any] = {"image_size": 16, "patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2, "pool": "mean"}
 TEXT: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "context": CONTEXT, "dim": 32, "depth": 1, "num_heads": 2}
 TEXT |= {"end_id": END, "activation": "gelu"}
-CLASSES = [f"{colour} bar on the {place}" for colour in COLOURS for place in PLACES]
+CLASSES = [f"{colour} bar on {ground}" for colour in COLOURS for ground in GROUNDS]
 
 
 def model_of(vision: dict[str, Any] = VISION, **changes: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def tokenizer_at(path: str) -> dict[str, Any]:
 
 def data_of(spec: Path, tokenizer: str, **changes: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"spec": str(spec), "tokenizer": tokenizer_at(tokenizer), "size": 16, "batch_size": 4}
-    options |= {"captions": "captions", "evaluated": -1, "class_name": "{colour} bar on the {place}", "lanes": 2}
+    options |= {"captions": "captions", "evaluated": -1, "class_name": "{colour} bar on {ground}", "lanes": 2}
     options |= {"num_workers": 0, "scale": [1.0, 1.0], "ratio": [1.0, 1.0]}
     return {"class_path": "mmflow.systems.clip.data.PicturesAndTexts", "init_args": options | changes}
 
@@ -343,11 +343,11 @@ def test_accuracies_of_known_ranks():
 def test_a_picture_of_no_class_is_named(trained, tmp_path, capsys):
     config, _ = trained
     more = ["--stages.clip.trainer.max_steps", "2", "--stages.clip.trainer.val_check_interval", "2"]
-    more += ["--stages.clip.model.classes", "[red bar on the left, blue bar on the left]"]
+    more += ["--stages.clip.model.classes", "[red bar on grey, blue bar on grey]"]
     assert run(config, tmp_path, *more) == 2
     said = capsys.readouterr().err
     assert "the class of validation-0-1 in" in said
-    assert "is 'green bar on the left', and model.classes does not name it" in said
+    assert "is 'green bar on grey', and model.classes does not name it" in said
 
 
 def test_truncated_captions_are_told(trained, tmp_path, caplog):
