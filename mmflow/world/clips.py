@@ -68,7 +68,9 @@ def encode(frames: Frames, rate: float, sound: sounds.Samples | None = None) -> 
     """An MP4 file: frames (T, H, W, 3) as H.264, and with `sound` (S,) at 16 kHz, full scale 1, also AAC.
 
     Frame i is shown from i / rate s on, sample n of the sound is heard at n / 16000 s. The same input gives the same
-    bytes. Raises ValueError for an odd height or width, which H.264's usual half-size colour planes cannot have.
+    bytes on all x86 processors with AVX2; on older ones FFmpeg's AAC rounds otherwise.
+
+    Raises ValueError for an odd height or width, which H.264's usual half-size colour planes cannot have.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or not len(frames) or frames.dtype != np.uint8:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; give uint8 (T, H, W, 3) with T of 1 or more")
