@@ -77,11 +77,18 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
     stats.add_argument("--out", type=Path, help="write the numbers as JSON too")
     for command in (make, check, stats):
         command.add_argument("--workers", type=int, help="processes; by default one for each core")
-    show = commands.add_parser("show", parents=[made], help="write a page to look at samples and hear them")
+    show = commands.add_parser("show", help="write a page to look at samples and hear them, or draw them as a picture")
+    show.add_argument("--spec", required=True, type=Path, nargs="+", help="data specs (YAML)")
+    show.add_argument("--root", type=Path, help="folder of the shards of the only spec; by default the one in the spec")
     show.add_argument("--split", default="train")
-    show.add_argument("--count", type=int, default=12, help="samples on the page, evenly over the split")
-    show.add_argument("--units", type=Path, help="folder of a units sidecar to show too")
-    show.add_argument("--out", type=Path, help="the page; by default runs/show/<spec>-<split>.html")
+    show.add_argument(
+        "--count",
+        type=int,
+        nargs="+",
+        help="samples of all specs, or of each; by default 12 of one, 1 of each of several",
+    )
+    show.add_argument("--units", type=Path, help="folder of a units sidecar of the only spec, to show too")
+    show.add_argument("--out", type=Path, help="page.html or picture.png; by default runs/show/<spec>-<split>.html")
     floors = commands.add_parser("floors", parents=[made], help="what can be reached without understanding")
     floors.add_argument("--split", default="test", help="the part that is guessed, by what train tells")
     trace = commands.add_parser("trace", help="print spec, shard and key of every sample of a training step")
@@ -329,14 +336,36 @@ def data_stats(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: AR
 
 
 def data_show(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: ARG001
-    """Write a page with samples."""
+    """Write a page with samples, or a picture of them."""
+    from mmflow.data.gallery import show_gallery
     from mmflow.data.inspection import pick  # reads torch
     from mmflow.data.show import show_page
 
-    spec = spec_of(options)
-    out = options.out or Path("runs/show") / f"{spec.name}-{options.split}.html"
-    page = show_page(pick(spec, options.split, options.count, options.units), f"{spec.name}: {options.split}", out)
-    print(f"open {page} in a browser")
+    specs = [DataSpec.read(path) for path in options.spec]
+    if len(specs) > 1 and (options.root or options.units):
+        raise ValueError(f"--root and --units are for one spec, not for {len(specs)}; show that one alone")
+    specs = [spec.with_root(options.root) if options.root else spec for spec in specs]
+    counts = options.count or [12 if len(specs) == 1 else 1]
+    counts = counts * len(specs) if len(counts) == 1 else counts
+    if len(counts) != len(specs) or min(counts) < 1:
+        raise ValueError(
+            f"--count {' '.join(map(str, options.count))} for {len(specs)} specs: "
+            "give one number from 1 on, or one for each"
+        )
+    name = specs[0].name if len(specs) == 1 else f"{specs[0].name}-and-{len(specs) - 1}-more"
+    out = options.out or Path("runs/show") / f"{name}-{options.split}.html"
+    if out.suffix not in (".html", ".png"):
+        raise ValueError(f"--out {out} ends in {out.suffix!r}, must be .html for a page or .png for a picture")
+    samples = (
+        sample
+        for spec, count in zip(specs, counts, strict=True)
+        for sample in pick(spec, options.split, count, options.units)
+    )
+    if out.suffix == ".png":
+        print(f"look at {show_gallery(samples, out)}")
+    else:
+        title = f"{specs[0].name if len(specs) == 1 else f'{len(specs)} data sets'}: {options.split}"
+        print(f"open {show_page(samples, title, out)} in a browser")
     return 0
 
 
@@ -345,9 +374,13 @@ def data_floors(options: argparse.Namespace, rest: list[str]) -> int:  # noqa: A
     from mmflow.world.floors import floors  # reads torch
 
     spec = spec_of(options)
-    shown = Table("floor", "value", title=f"{spec.name}: {options.split}")
+    by_task: dict[str, list[str]] = {}
     for name, value in floors(spec, options.split).items():
-        shown.add_row(name, f"{value:.3f}")
+        task, _, who = name.rpartition("/")
+        by_task.setdefault(task, []).append(f"{who} {value:.3f}")
+    shown = Table("task", "who reaches what", title=f"{spec.name}: {options.split}")
+    for task, reached in by_task.items():
+        shown.add_row(task, "   ".join(reached))
     rich.print(shown)
     return 0
 

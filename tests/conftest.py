@@ -1,5 +1,6 @@
 """Fixtures that every test folder shares."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,21 @@ import mmflow.torchvision_cpu  # noqa: F401  before anything imports torchvision
 from mmflow import signals
 from tests.command import Command
 from tests.tiny_speech import write_tiny_speech
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Without paths two processes of pytest-xdist share the tests, file by file: those of a file share its fixtures.
+
+    With paths, or with `-n` or `-p no:xdist`, it is as the command line says: one file starts sooner in one process.
+    """
+    if hasattr(config, "workerinput"):  # a worker, which must not start others
+        return
+    shared = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.pluginmanager.hasplugin("xdist")
+    if shared and config.option.numprocesses is None and not config.option.usepdb:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
+        config.option.loadscopereorder = False  # else the files of few tests, which are the longest, come last
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

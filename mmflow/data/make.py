@@ -15,6 +15,7 @@ import pickle
 import shutil
 import sys
 import time
+import typing
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -100,6 +101,7 @@ def make(
         part = folder.with_name(f".{folder.name}.part")
         with _published(part, folder):
             _write(shards, part, workers, progress)
+            write_json(_note(folder), spec.make)
     counts = {split: len(items) for split, items in splits.items()}
     log.info("%s: %s", folder, ", ".join(f"{split} {count}" for split, count in counts.items()))
     return counts
@@ -114,12 +116,14 @@ def build_source(spec: DataSpec) -> Source:
         )
     kind = _source_class(spec.make["class_path"], f"{spec.path}: make.class_path")
     options = spec.make.get("init_args") or {}
-    known = list(inspect.signature(kind).parameters)
+    known = inspect.signature(kind).parameters
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
             hint = f"did you mean {near[0]!r}? Known: {', '.join(known)}" if near else "it takes none"
             raise ValueError(f"{spec.path}: make.init_args: {kind.__name__} has no option {name!r}; {hint}")
+        if options[name] is None and not may_be_none(known[name].annotation):  # which the parser lets through
+            raise ValueError(f"{spec.path}: make.init_args: {name} is null; give it a value, or leave it out")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind)
     try:
@@ -130,6 +134,11 @@ def build_source(spec: DataSpec) -> Source:
             f"{spec.path}: make.init_args: {reason}; options of {kind.__name__}: {inspect.signature(kind)}"
         ) from error
     return kind(**options)
+
+
+def may_be_none(annotation: Any) -> bool:
+    """Whether an option of that type may be null."""
+    return annotation in (inspect.Parameter.empty, Any) or type(None) in typing.get_args(annotation)
 
 
 def _source_class(class_path: str, where: str) -> Any:
@@ -200,7 +209,8 @@ def _by_split(spec: DataSpec, source: Source, root: Path | None) -> dict[str, li
         check_key(item.key)
         splits[item.split].append(item)
     if not splits:
-        raise ValueError(f"{spec.path}: {type(source).__name__} found no sample in {root}; nothing was written")
+        where = "" if root is None else f" in {root}"
+        raise ValueError(f"{spec.path}: {type(source).__name__} found no sample{where}; nothing was written")
     for split, items in splits.items():
         items.sort(key=lambda item: item.key)
         for one, other in itertools.pairwise(items):
@@ -381,13 +391,29 @@ class _Progress:
             log.info(said)
 
 
+def _note(folder: Path) -> Path:
+    """The file that tells how shards were made, beside their folder."""
+    return folder.with_name(f".{folder.name}.made.json")
+
+
 def ensure(spec: DataSpec) -> None:
-    """Make the shards of a spec whose source needs no original data, unless they are there already."""
+    """Make the shards of a spec whose source needs no original data, unless they are there already.
+
+    Raises ValueError when the shards that are there were made with other options than the spec has now.
+    """
     if spec.make is None or is_remote(spec.root):
         return
     source, folder = build_source(spec), _target(spec, None)
+    if any(folder.glob("*.tar")):
+        made = json.loads(_note(folder).read_text()) if _note(folder).exists() else spec.make
+        if made != json.loads(json.dumps(spec.make)):
+            raise ValueError(
+                f"{folder} was made with {made}, but {spec.path} now says {spec.make}; remove the folder to make it "
+                f"anew, or give the spec another root"
+            )
+        return
     needs_original = inspect.signature(source.items).parameters["root"].default is not None
-    if needs_original or any(folder.glob("*.tar")):
+    if needs_original:
         return
     log.info("making %s in %s", spec.name, folder)
     with locked(folder.with_name(f".{folder.name}.ensure")):  # whoever comes second waits and finds it made

@@ -25,6 +25,8 @@ from mmflow.data.pictures import MAX_PIXELS, Picture
 
 Intervals: TypeAlias = "list[tuple[float, float, str]]"  # start s, end s, name
 
+MOST_STRIPS = 6  # of one kind; what overlaps more lies over others in the last one
+INTERVAL = ("start", "t0", "onset"), ("end", "t1", "offset"), ("name", "label", "class", "kind", "shape", "event")
 UNIT_S = 320 / SAMPLE_RATE  # one unit per 20 ms
 HOP = 160  # samples from one spectrogram column to the next
 WINDOW = 400  # samples
@@ -37,7 +39,7 @@ WIDTH_PX = (480, 24_000)  # of the time line, least and most
 FILM_PX = (1100, 64)  # a strip of stills is about so wide and high, and has twice the pixels
 STILLS = (4, 20)  # in a strip, least and most
 SOUND_BYTES_PER_S = 3 * SAMPLE_RATE  # at most, as FLAC with its waveform and spectrogram
-TINY_PX, ENLARGED_PX = 100, 192  # pictures under the first are enlarged to about the second
+TINY_PX, ENLARGED_PX = 130, 256  # pictures and videos under the first are enlarged to about the second
 REDUCED_PX, MASK_PX = 1024, 1024  # longest side of a picture that is too large, and of a mask
 MOST_LABELS = 64  # a mask with more values is one of shares, not of classes
 
@@ -45,7 +47,7 @@ MOST_LABELS = 64  # a mask with more values is one of shares, not of classes
 
 
 def shot(picture: Picture, masks: Sequence[Picture | np.ndarray], info: Mapping[str, Any], budget: int) -> str:
-    """A picture with masks, outlines and boxes over it that can be switched off.
+    """A picture with masks, outlines and boxes that can be laid over it.
 
     Args:
         picture: shown as it is in the shard if it has at most `budget` bytes.
@@ -60,25 +62,30 @@ def shot(picture: Picture, masks: Sequence[Picture | np.ndarray], info: Mapping[
         if len(data) > budget:
             data, size = _reduced(picture, budget)
             said.append(f"reduced to {size} for this page, {len(picture.data) / 1e6:.1f} MB in the shard")
-        overs = [_over(_mask_picture(mask)) for mask in masks]
+        overs = [_over(mask_picture(mask)) for mask in masks]
     except BadSample as error:
         return f'<p class="warn">{html.escape(str(error))}</p>'
     objects = [entry for entry in _list(info.get("objects")) if isinstance(entry, dict)]
     stated = _numbers([info.get("width"), info.get("height")])
     width, height = map(int, stated) if stated and min(stated) >= 1 else (picture.width, picture.height)
     overs += _outlines(objects, width, height) if objects else []
-    switch = '<label><input type="checkbox" checked> masks</label>' if overs else ""
+    switch = '<label><input type="checkbox"> masks</label>' if overs else ""
     classes = Counter(str(entry.get("class", "object")) for entry in objects)
     names = "".join(
         f'<span class="chip" style="--hue:{hue(name)}"><i></i>{html.escape(name)}{f" × {n}" if n > 1 else ""}</span>'
         for name, n in classes.most_common()
     )
-    tiny = max(picture.width, picture.height) < TINY_PX
-    factor = max(1, ENLARGED_PX // max(picture.width, picture.height)) if tiny else 1
-    style = f' style="width:{factor * picture.width}px;image-rendering:pixelated"' if tiny else ""
-    picture_html = f'<img alt="{said[0]}"{style} src="{data_url(kind_of_data(data), data)}">'
+    picture_html = f'<img alt="{said[0]}"{_enlarged(picture)} src="{data_url(kind_of_data(data), data)}">'
     caption = f"<figcaption>{' · '.join(said)} {switch}{names}</figcaption>"
     return f'<figure class="shot"><div class="frame">{picture_html}{"".join(overs)}</div>{caption}</figure>'
+
+
+def _enlarged(shown: Any) -> str:
+    """The style of a small picture or video: a whole number of times larger, with sharp pixels."""
+    longest = max(shown.width, shown.height)
+    if longest >= TINY_PX:
+        return ""
+    return f' style="width:{max(1, ENLARGED_PX // longest) * shown.width}px;image-rendering:pixelated"'
 
 
 def _reduced(picture: Picture, budget: int) -> tuple[bytes, str]:
@@ -100,18 +107,18 @@ def jpeg(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _mask_picture(mask: Picture | np.ndarray) -> np.ndarray:
+def mask_picture(mask: Picture | np.ndarray) -> np.ndarray:
     """uint8 (H, W, 4): labels as colours, nothing as transparent; shares as more or less of one colour."""
     labels = _labels(mask)
     step = max(1, max(labels.shape) // MASK_PX)
     labels = labels[::step, ::step]
     found, places = np.unique(labels, return_inverse=True)
     if len(found) <= MOST_LABELS:
-        colours = np.array([[*_rgb(hue(str(label))), 150 if label else 0] for label in found.tolist()], np.uint8)
+        colours = np.array([[*rgb(hue(str(label))), 150 if label else 0] for label in found.tolist()], np.uint8)
         return colours[places.reshape(labels.shape)]
     share = (labels - labels.min()) / max(int(labels.max() - labels.min()), 1)
     pixels = np.empty((*labels.shape, 4), np.uint8)
-    pixels[..., :3] = _rgb(hue("1"))
+    pixels[..., :3] = rgb(hue("1"))
     pixels[..., 3] = np.round(200 * share)
     return pixels
 
@@ -153,7 +160,7 @@ def _outlines(objects: list[dict[str, Any]], width: int, height: int) -> list[st
                 shapes.append(f'<polygon points="{points}"/>')
         if isinstance(segmentation, dict) and (mask := _run_lengths(segmentation)) is not None:
             pixels = np.zeros((*mask.shape, 4), np.uint8)
-            pixels[mask] = (*_rgb(hue(name)), 110)
+            pixels[mask] = (*rgb(hue(name)), 110)
             overs.append(_over(pixels))
         if len(box := _numbers(entry.get("box"))) == 4:
             shapes.append('<rect x="{:g}" y="{:g}" width="{:g}" height="{:g}"/>'.format(*box))
@@ -211,7 +218,7 @@ def hue(name: str) -> int:
     return round(number * 137.508) % 360
 
 
-def _rgb(degrees: int) -> tuple[int, int, int]:
+def rgb(degrees: int) -> tuple[int, int, int]:
     """A strong colour of a hue: hsl(degrees 90% 55%)."""
     grey, span = 0.55, 0.405
     channels = []
@@ -241,7 +248,7 @@ def film(video: Any, info: Mapping[str, Any], budget: int) -> str:
     kind = _played(video.data)
     if kind and len(video.data) <= budget:
         player = (
-            f'<video controls preload="metadata" src="{data_url(kind, video.data)}"></video>'
+            f'<video controls preload="metadata"{_enlarged(video)} src="{data_url(kind, video.data)}"></video>'
             '<p class="none unplayable">this browser does not play it</p>'
         )
     else:
@@ -322,9 +329,17 @@ def data_url(kind: str, data: bytes) -> str:
 
 
 def strips(info: Mapping[str, Any], seconds: float) -> dict[str, Intervals]:
-    """What an info tells of times: its events, words and phones, as far as they are well-formed."""
-    found = {name: _intervals(info[name], seconds) for name in ("events", "words", "phones") if name in info}
-    return {name: intervals for name, intervals in found.items() if intervals}
+    """What an info tells of times: its events, words and phones, as far as they are well-formed.
+
+    Those that overlap are in strips of their own: "events", "events 2", ...
+    """
+    found: dict[str, Intervals] = {}
+    for name in ("events", "words", "phones"):
+        for interval in sorted(_intervals(info.get(name), seconds), key=lambda interval: interval[0]):
+            names = [name, *(f"{name} {number}" for number in range(2, MOST_STRIPS + 1))]
+            free = [n for n in names if n not in found or found[n][-1][1] <= interval[0] + 1e-6]
+            found.setdefault([*free, names[-1]][0], []).append(interval)
+    return found
 
 
 def time_line(
@@ -365,9 +380,9 @@ def _picture(audio: Tensor, most: int) -> bytes:
 
     It has one pixel column per 10 ms, but not more than `most`.
     """
-    spectrum = _spectrogram(audio)  # (WINDOW // 2 + 1, F)
+    spectrum = spectrogram(audio)  # (WINDOW // 2 + 1, F)
     columns = min(max(spectrum.shape[1], WIDTH_PX[0]), most)
-    low, high = _envelope(audio, columns)
+    low, high = envelope(audio, columns)
     height = WAVE_PX + SPECTRUM_PX
     figure = Figure(figsize=(columns / 100, height / 100), dpi=100, facecolor="#0b0912")
     wave = figure.add_axes((0, SPECTRUM_PX / height, 1, WAVE_PX / height))
@@ -383,7 +398,7 @@ def _picture(audio: Tensor, most: int) -> bytes:
     return buffer.getvalue()
 
 
-def _spectrogram(audio: Tensor) -> np.ndarray:
+def spectrogram(audio: Tensor) -> np.ndarray:
     """Power in dB below the loudest point, (WINDOW // 2 + 1, F) for audio (S,)."""
     padded = torch.nn.functional.pad(audio, (WINDOW // 2, WINDOW // 2))
     window = torch.hann_window(WINDOW)
@@ -392,7 +407,7 @@ def _spectrogram(audio: Tensor) -> np.ndarray:
     return (decibel - decibel.max()).numpy()
 
 
-def _envelope(audio: Tensor, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def envelope(audio: Tensor, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest sample of at most `columns` equal stretches of audio (S,)."""
     size = math.ceil(len(audio) / columns)
     stretches = torch.nn.functional.pad(audio, (0, -len(audio) % size)).view(-1, size)
@@ -400,15 +415,22 @@ def _envelope(audio: Tensor, columns: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _intervals(value: object, seconds: float) -> Intervals:
-    """The well-formed [start, end, name] entries, cut to the recording."""
-    entries = value if isinstance(value, list) else []
+    """The well-formed [start, end, name] entries, cut to the recording; {"start", "end", "name"} and the like too."""
     found = []
-    for entry in entries:
+    for entry in map(_interval, _list(value)):
         if isinstance(entry, list | tuple) and len(entry) == 3 and len(_numbers(list(entry[:2]))) == 2:
             start, end = max(entry[0], 0.0), min(entry[1], seconds)
             if start < end:
                 found.append((start, end, str(entry[2])))
     return found
+
+
+def _interval(entry: Any) -> Any:
+    """An event as [start, end, name], to which what is false of it is added: "bell, not seen"."""
+    if not isinstance(entry, dict):
+        return entry
+    start, end, name = (next((entry[key] for key in keys if key in entry), None) for keys in INTERVAL)
+    return [start, end, ", not ".join([str(name), *(str(key) for key, value in entry.items() if value is False)])]
 
 
 def _runs(units: Iterable[int], seconds: float) -> Intervals:
@@ -426,8 +448,8 @@ def _strip(name: str, intervals: Intervals, seconds: float, width: float) -> str
     """One row of labels; those that have no room are in the tool tips only, but words are cut."""
     spans = []
     for start, end, label in intervals:
-        colour = f";background:hsl({hue(label)} 45% 42%)" if name in ("units", "events") else ""
-        room = name in ("words", "events") or (end - start) / seconds * width > 7 * len(label) + 2
+        colour = f";background:hsl({hue(label)} 45% 42%)" if name.split()[0] in ("units", "events") else ""
+        room = name.split()[0] in ("words", "events") or (end - start) / seconds * width > 7 * len(label) + 2
         escaped = html.escape(label)
         spans.append(
             f'<span title="{escaped} {start:.2f}-{end:.2f} s" style="left:{100 * start / seconds:.3f}%;'
@@ -436,9 +458,13 @@ def _strip(name: str, intervals: Intervals, seconds: float, width: float) -> str
     return f'<div class="strip {name}">{"".join(spans)}</div>'
 
 
-def _ticks(seconds: float, width: float) -> str:
-    """Times on the axis, at least 60 px apart."""
+def ticks(seconds: float, width: float, apart: float) -> list[float]:
+    """Round times of an axis that is `width` px long, at least `apart` px from one to the next."""
     steps = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
-    step = next((step for step in steps if step / seconds * width >= 60), steps[-1])
-    times = [step * i for i in range(math.ceil(seconds / step))]
+    step = next((step for step in steps if step / seconds * width >= apart), steps[-1])
+    return [step * i for i in range(math.ceil(seconds / step))]
+
+
+def _ticks(seconds: float, width: float) -> str:
+    times = ticks(seconds, width, 60)
     return "".join(f'<span style="left:{100 * t / seconds:.3f}%">{t:g} s</span>' for t in times)

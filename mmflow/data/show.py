@@ -6,7 +6,7 @@ import html
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,10 @@ from torch import Tensor
 from mmflow.data import media
 from mmflow.data.decode import SAMPLE_RATE, Lazy
 from mmflow.data.pictures import Picture
+from mmflow.data.told import Captions, Facts, Labels, Paragraph, Piece, Question, Row, Turn, as_list, says_all, told
 
 PAGE_BYTES = 20_000_000  # of all media together before they are written as text, which takes 4/3 of it
 LONG_TEXT = 3000  # characters; of longer texts the beginning is shown
-
-CLASSES = ("class", "classes", "labels", "category")  # what stands out, or else "label"
-QUESTIONS = ("question", "answer", "answers", "options", "choices")
-DIALOGUES = ("dialogue", "dialog", "conversation", "conversations", "messages", "turns")
-TIMES = ("words", "phones", "events")
-SPEAKERS, SAYINGS = ("speaker", "role", "from", "name"), ("text", "content", "value", "utterance")
-ELSEWHERE = (
-    *CLASSES,
-    *QUESTIONS,
-    *DIALOGUES,
-    *TIMES,
-    "captions",
-    "objects",
-    "row",
-    "speaker",
-    "phone_sequence",
-    "width",
-    "height",
-)
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #f6f5f1; --card: #fff; --ink: #1d1d22; --soft: #676772; --line: #dedce4;
@@ -50,17 +32,22 @@ body { margin: 0 auto; max-width: 1400px; padding: 28px 20px 60px; background: v
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { margin: 0; font-size: 26px; letter-spacing: -0.01em; }
 .facts { margin: 4px 0 24px; color: var(--soft); }
-article { margin: 0 0 18px; padding: 16px 18px; background: var(--card); border: 1px solid var(--line);
+article { min-width: 0; padding: 16px 18px; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; }
-h2 { display: inline; margin: 0 10px 0 0; font: 600 15px/1.3 ui-monospace, "DejaVu Sans Mono", monospace;
+h2.spec { margin: 32px 0 10px; font-size: 20px; color: var(--accent); overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 16px; }
+.cards .wide { grid-column: 1 / -1; }
+h3 { display: inline; margin: 0 10px 0 0; font: 600 15px/1.3 ui-monospace, "DejaVu Sans Mono", monospace;
   overflow-wrap: anywhere; }
 .meta, .size, figcaption, details { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
 .size { margin: 4px 0; }
 .body { display: flex; flex-wrap: wrap; gap: 4px 28px; margin-top: 12px; align-items: flex-start; }
 .pictures { display: flex; flex-wrap: wrap; gap: 10px; flex: 0 1 auto; max-width: 100%; }
-.said { flex: 1 1 340px; min-width: 0; }
+.said { flex: 1 1 260px; min-width: 0; }
 .said > :first-child { margin-top: 0; }
 .text { margin: 8px 0; font-size: 17px; overflow-wrap: anywhere; white-space: pre-line; max-width: 80ch; }
+.paragraph { margin: 6px 0; color: var(--soft); overflow-wrap: anywhere; white-space: pre-line; max-width: 80ch; }
+.paragraph b { font-weight: 600; }
 .captions { margin: 8px 0; padding-left: 20px; color: var(--soft); max-width: 80ch; }
 .none { color: var(--soft); font-style: italic; font-size: 15px; }
 .warn { color: #c2410c; font-weight: 600; }
@@ -173,10 +160,10 @@ def show_page(samples: Iterable[Mapping[str, Any]], title: str, out: Path) -> Pa
     Args:
         samples: each with "__key__", "__shard__", and what `Corpus.read` gives: pictures, videos, sounds (S,) at
             16 kHz, text, JSON, arrays, documents and other lists. Of a field "audio" there is a time line too, with
-            "units" (T,). Pictures and arrays of a field with "mask" in its name are laid over the picture whose name
-            or place is the same otherwise. What is known of JSON: "words", "phones" and "events" are [start in s, end
-            in s, name]; "captions"; "question" with "answer", "answers" and "options"; a "dialogue" (or "messages",
-            ...) of turns; "objects" as COCO has them; "row", a row of a table; "class" and "label".
+            "units" (T,). Pictures and arrays of a field with "mask" in its name can be laid over the picture whose
+            name or place is the same otherwise. What is known of JSON: "words", "phones" and "events" are [start in s,
+            end in s, name] or {"start", "end", "name"}; "objects" as COCO has them; `mmflow.data.told` has the rest.
+            Where "__spec__" differs, each has a heading.
         title: what the page is about.
         out: the HTML file. It stays below about PAGE_BYTES * 4 / 3: larger pictures are reduced, larger videos shown
             by their stills, and longer sounds cut, which the page says.
@@ -186,10 +173,15 @@ def show_page(samples: Iterable[Mapping[str, Any]], title: str, out: Path) -> Pa
     samples = list(samples)
     if not samples:
         raise ValueError(f"there are no samples to show for {title!r}; name a split with samples in it")
-    parts = [part for sample in samples for value in sample.values() for part in _parts(value)]
+    parts = [part for sample in samples for value in sample.values() for part in as_list(value)]
     kinds = Counter(map(_kind, parts))
     budget = _budget([size for part in parts if (size := _size(part))])
-    cards = "\n".join(_card(sample, budget) for sample in samples)
+    specs = list(dict.fromkeys(str(sample.get("__spec__", "")) for sample in samples))
+    cards = ""
+    for spec in specs:
+        own = [_card(sample, budget) for sample in samples if str(sample.get("__spec__", "")) == spec]
+        heading = f'<h2 class="spec">{html.escape(spec)}</h2>\n' if len(specs) > 1 else ""
+        cards += f'{heading}<div class="cards">\n{"".join(own)}\n</div>\n'
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     page = f"""<!doctype html>
 <html lang="en">
@@ -212,10 +204,6 @@ style-src 'unsafe-inline'; script-src 'sha256-{digest}'">
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, "utf-8", errors="replace")
     return out
-
-
-def _parts(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _kind(part: Any) -> str:
@@ -272,17 +260,18 @@ def _card(sample: Mapping[str, Any], budget: int) -> str:
     heard = "" if audio is None else media.recording(audio, info, fields.pop("units", None), budget)
     fields.pop("audio", None)
     pictures = "".join(_pictures(fields, masks, info, budget))
-    said = "".join([_text(fields.pop("text"))] if "text" in fields else []) + "".join(
-        _told(info, str(sample.get("text")))
-    )
+    text, pieces = fields.pop("text", None), list(told(info, str(sample.get("text"))))
+    said = "" if "text" not in sample or says_all(pieces, str(text)) else _text(text)
+    said += "".join(map(_piece, pieces))
     said += "".join(_field(name, value, budget) for name, value in fields.items() if name != "info")
     films = "".join(media.film(value, info, budget) for value in fields.values() if _kind(value) == "videos")
     about = fields.get("info")
     if isinstance(about, dict):
         about = {name: value for name, value in about.items() if name not in ("words", "phones", "phone_sequence")}
     rest = json.dumps(about, indent=2, ensure_ascii=False, default=str) if about else ""
-    return f"""<article>
-<h2>{html.escape(str(sample["__key__"]))}</h2>
+    is_wide = audio is not None or films or any(map(_is_document, fields.values()))
+    return f"""<article{' class="wide"' if is_wide else ""}>
+<h3>{html.escape(str(sample["__key__"]))}</h3>
 <span class="meta">{html.escape(" · ".join(meta))}{"" if audio is None else f" · {media.level(audio)}"}</span>
 <div class="body">{f'<div class="pictures">{pictures}</div>' if pictures else ""}
 <div class="said">{said}</div>{films}</div>
@@ -295,19 +284,19 @@ def _card(sample: Mapping[str, Any], budget: int) -> str:
 
 
 def _is_mask(value: Any) -> bool:
-    return all(isinstance(part, Picture | np.ndarray) for part in _parts(value))
+    return all(isinstance(part, Picture | np.ndarray) for part in as_list(value))
 
 
 def _pictures(
     fields: Mapping[str, Any], masks: Mapping[str, Any], info: Mapping[str, Any], budget: int
 ) -> Iterator[str]:
     """The pictures of a sample with their masks; then those masks for which there is no picture."""
-    places = {(name, i): part for name, value in masks.items() for i, part in enumerate(_parts(value))}
+    places = {(name, i): part for name, value in masks.items() for i, part in enumerate(as_list(value))}
     found = [
         (name, i, part)
         for name, value in fields.items()
         if not _is_document(value)
-        for i, part in enumerate(_parts(value))
+        for i, part in enumerate(as_list(value))
         if isinstance(part, Picture)
     ]
     for name, i, picture in found:
@@ -340,74 +329,47 @@ def _short(text: str) -> str:
     return text if len(text) <= LONG_TEXT else f"{text[:LONG_TEXT]} … ({len(text) - LONG_TEXT:,} characters more)"
 
 
-def _told(info: Mapping[str, Any], text: str = "") -> Iterator[str]:
-    """What the JSON of a sample says besides its text, by the names that converters and usual data sets use."""
-    captions = info.get("captions")
-    if isinstance(captions, list) and len(captions) > 1:  # the first one is the text
-        yield f'<ol class="captions" start="2">{"".join(f"<li dir=auto>{_escaped(c)}</li>" for c in captions[1:])}</ol>'
-    if "question" in info:
-        yield _question(info)
-    for entry in info.get("questions", []) if isinstance(info.get("questions"), list) else []:
-        yield _question(entry if isinstance(entry, dict) else {"question": entry})
-    for name in DIALOGUES:
-        if isinstance(info.get(name), list):
-            yield _dialogue(info[name])
-    if isinstance(info.get("row"), dict):
-        yield _table({name: value for name, value in info["row"].items() if f"{name}: {value}" not in text})
-    classes = [name for name in CLASSES if info.get(name) is not None] or ["label"]
-    chips = [str(n) for name in classes for n in _parts(info.get(name)) if isinstance(n, str | int | float)]
-    if chips:
-        spans = (f'<span class="chip" style="--hue:{media.hue(chip)}">{html.escape(chip)}</span>' for chip in chips)
-        yield f"<p>{''.join(spans)}</p>"
-    if isinstance(info.get("phone_sequence"), list):
-        yield f'<p class="sequence">phones: {html.escape(" ".join(map(str, info["phone_sequence"])))}</p>'
-    known = (*ELSEWHERE, *classes)
-    facts = [
-        f'<span class="fact"><b>{html.escape(str(name))}</b> {_escaped(value)}</span>'
-        for name, value in info.items()
-        if name not in known and isinstance(value, str | int | float) and len(str(value)) <= 60
-    ]
-    if facts:
-        yield f"<p>{''.join(facts)}</p>"
-
-
 def _escaped(value: Any) -> str:
     return html.escape(_short(str(value)))
 
 
-def _question(entry: Mapping[str, Any]) -> str:
+def _piece(piece: Piece) -> str:
+    match piece:
+        case Captions(texts):
+            items = "".join(f"<li dir=auto>{_escaped(text)}</li>" for text in texts)
+            return f'<ol class="captions" start="2">{items}</ol>'
+        case Question():
+            return _question(piece)
+        case Turn(speaker, text, is_reply):
+            who = f"<b>{html.escape(speaker)}</b>" if speaker else ""
+            return f'<div class="turn{" other" if is_reply else ""}" dir="auto">{who}{_escaped(text)}</div>'
+        case Row(cells):
+            return _table(cells)
+        case Paragraph(name, text):
+            return f'<p class="paragraph" dir="auto"><b>{html.escape(name)}</b> {_escaped(text)}</p>'
+        case Labels(names):
+            chips = (f'<span class="chip" style="--hue:{media.hue(name)}">{html.escape(name)}</span>' for name in names)
+            return f"<p>{''.join(chips)}</p>"
+        case Facts(values):
+            facts = (
+                f'<span class="fact"><b>{html.escape(name)}</b> {_escaped(value)}</span>'
+                for name, value in values.items()
+            )
+            return f"<p>{''.join(facts)}</p>"
+
+
+def _question(question: Question) -> str:
     """A question, what may be chosen, and the answers that were given."""
-    options = [_escaped(option) for name in ("options", "choices") for option in _parts(entry.get(name)) if option]
-    answer, given = entry.get("answer"), entry.get("answers")
-    answers = Counter(str(a.get("answer") if isinstance(a, dict) else a) for a in _parts(given or []))
-    shown = f'<span class="answer">{_escaped(answer)}</span>' if answer is not None else ""
+    shown = f'<span class="answer">{_escaped(question.answer)}</span>' if question.answer is not None else ""
     shown += "".join(
-        f'<span class="option">{html.escape(text)}{f" × {times}" if times > 1 else ""}</span>'
-        for text, times in answers.most_common()
-        if text != str(answer)
+        f'<span class="option">{_escaped(text)}{f" × {times}" if times > 1 else ""}</span>'
+        for text, times in question.given
     )
-    choices = "".join(f'<span class="option">{option}</span>' for option in options)
+    choices = "".join(f'<span class="option">{_escaped(option)}</span>' for option in question.options)
     return (
-        f'<p class="question" dir="auto">{_escaped(entry.get("question"))}</p>'
+        f'<p class="question" dir="auto">{_escaped(question.text)}</p>'
         + (f'<p class="answers">{choices}</p>' if choices else "")
         + f'<p class="answers">{shown or "<span class=none>no answer</span>"}</p>'
-    )
-
-
-def _dialogue(turns: Sequence[Any]) -> str:
-    """Turns as text, {"speaker", "text"} or whatever names are usual for these, and [question, answer] pairs."""
-    lines: list[tuple[str, str]] = []
-    for turn in turns:
-        if isinstance(turn, dict):
-            who, what = (next((turn[name] for name in names if name in turn), "") for names in (SPEAKERS, SAYINGS))
-            lines.append((str(who), str(what)))
-        else:
-            lines += [("", str(part)) for part in _parts(turn)]
-    first = lines[0][0] if lines else ""
-    return "".join(
-        f'<div class="turn{" other" if (who != first if who else place % 2) else ""}" dir="auto">'
-        f"{f'<b>{html.escape(who)}</b>' if who else ''}{html.escape(_short(what))}</div>"
-        for place, (who, what) in enumerate(lines)
     )
 
 
@@ -434,8 +396,8 @@ def _field(name: str, value: Any, budget: int) -> str:
     if isinstance(value, np.ndarray):
         return f'<p class="size">{html.escape(name)}: {value.dtype} {value.shape}</p>'
     if isinstance(value, dict):
-        return label + "".join(_told(value))
-    return "".join(_part(part, budget) for part in _parts(value) if isinstance(part, Tensor))
+        return label + "".join(map(_piece, told(value)))
+    return "".join(_part(part, budget) for part in as_list(value) if isinstance(part, Tensor))
 
 
 def _part(part: Any, budget: int) -> str:

@@ -40,8 +40,7 @@ def wobble(
     speed = np.interp(np.linspace(0, knots - 1, len(signal)), np.arange(knots), speed_at_knots)
     times = np.concatenate([[0.0], np.cumsum(speed)[:-1]])
     times *= (len(signal) - 1) / times[-1]  # begin and end stay where they are
-    oversampled = resample(signal, _OVERSAMPLING)  # makes linear interpolation good to -42 dB at 6 kHz
-    return np.interp(times * _OVERSAMPLING, np.arange(len(oversampled)), oversampled), times
+    return _between(signal, times), times
 
 
 def wobble_knots(size: int, period_s: float) -> int:
@@ -49,7 +48,27 @@ def wobble_knots(size: int, period_s: float) -> int:
     return 2 + int(size / SAMPLE_RATE / period_s)
 
 
-_OVERSAMPLING = 8
+_OVERSAMPLING = 8  # makes linear interpolation good to -42 dB at 6 kHz
+
+
+def _between(signal: Signal, times: NDArray[np.float64]) -> Signal:
+    """The signal (S,) at times (R,) in samples, 0 to S - 1: between the two nearest of its points at eight times the
+    rate.
+
+    Those are eight signals, each an eighth of a sample ahead of the last; so many small transforms take a third of the
+    time of `resample` by 8, a large one most of which is zero."""
+    size = _fast_length(len(signal) + 64)
+    spectrum = np.fft.rfft(signal, size)
+    spectrum[-1] *= 2  # at eight times the rate there is room for both signs of the Nyquist frequency
+    ahead = np.exp(2j * np.pi / (_OVERSAMPLING * size) * np.arange(len(spectrum)))
+    shifted = np.empty((_OVERSAMPLING, size))
+    for row in shifted:
+        np.fft.irfft(spectrum, size, out=row)
+        spectrum *= ahead
+    position = times * _OVERSAMPLING
+    before = position.astype(int)
+    low, high = (shifted.take((at & 7) * size + (at >> 3)) for at in (before, before + 1))
+    return low + (high - low) * (position - before)
 
 
 def reverberate(signal: Signal, t60_s: float, direct_db: float, generator: np.random.Generator) -> Signal:
@@ -77,8 +96,9 @@ def equalise(signal: Signal, depth_db: float, knots: int, generator: np.random.G
 def tilt(signal: Signal, db_per_octave: float) -> Signal:
     """A brighter (> 0) or darker (< 0) voice: a straight line over log frequency, 0 dB at 500 Hz."""
     size = _fast_length(len(signal))
-    octaves = np.log2(np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 62.5) / 500)
-    return np.fft.irfft(np.fft.rfft(signal, size) * 10 ** (db_per_octave * octaves / 20), size)[: len(signal)]
+    ratio = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 62.5) / 500
+    gain = ratio ** (db_per_octave * np.log2(10) / 20)
+    return np.fft.irfft(np.fft.rfft(signal, size) * gain, size)[: len(signal)]
 
 
 def band_limit(signal: Signal, low_hz: float, high_hz: float) -> Signal:

@@ -10,9 +10,11 @@ import numpy as np
 from mmflow.world import pictures
 from mmflow.world.edits import place
 from mmflow.world.language import grammar
-from mmflow.world.questions import APART, SIDES, alike, article, describe, draw_new, name, template
+from mmflow.world.questions import alike
 from mmflow.world.scene import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, SceneOptions, Thing, choose, draw_scene
+from mmflow.world.still_forms import APART, SIDES
 from mmflow.world.stills import WorldSource, check_picture, picture_bytes, scene_options
+from mmflow.world.wording import article, check_split, describe, draw_new, name, template
 
 STREAM = 57  # what a sample's generator is for
 TURNS = (2, 5)  # fewest and most
@@ -46,6 +48,8 @@ TEMPLATES = {
             "and how about the one {} it?"),
 }  # fmt: skip
 OPENING = ("colour", "at", "exists", "exists-size")
+HINTS = ("any", "same")  # with yes as answer these tell of another thing, which "it" might mean next,
+CLEAR = (*OPENING, "any", "others")  # but in these it cannot, or makes no difference
 BESIDE = {"left": "to the left of", "right": "to the right of", "up": "above", "down": "below"}
 ANSWERS = {  # kind -> all answers of it
     "colour": tuple(COLOURS),
@@ -88,6 +92,7 @@ class _Talk:
         told: what is known of it.
         asked: the attribute asked for last, if that was the last question.
         absent: colour and shape of what was asked for last, and is not there.
+        hinted: whether the last answer told of another thing.
         said: questions, as form and words.
     """
 
@@ -95,6 +100,7 @@ class _Talk:
     told: set[str] = field(default_factory=set)
     asked: str | None = None
     absent: tuple[str, str] | None = None
+    hinted: bool = False
     said: set[tuple[str, str]] = field(default_factory=set)
 
 
@@ -218,12 +224,23 @@ ASKS = {"colour": "colour", **{f"its-{attribute}": attribute for attribute in (*
 def talk(
     scene: Scene, draw: np.random.Generator, turns: int, split: str, options: SceneOptions | None = None
 ) -> dict[str, Any]:
-    """A dialogue of so many turns about a scene whose things differ in shape or colour.
+    """A dialogue of 2 to 5 turns about a scene of two or more things that differ in shape or colour.
+
+    "It" is what was spoken of last. Where an answer has just told of another thing, nothing is asked of "it" that would
+    depend on which one is meant.
 
     Returns "dialogue": [[question, answer], ...], "question_types" (of TEMPLATES) and "answer_types" (of ANSWERS) of
     its turns, and "unseen_template": whether all questions are in templates that training never has, as in half of the
     dialogues of validation and test.
     """
+    check_split(split)
+    if not TURNS[0] <= turns <= TURNS[1]:
+        raise ValueError(f"turns={turns} must be in {TURNS[0]}..{TURNS[1]}")
+    if len(scene.things) < 2 or len({(thing.colour, thing.shape) for thing in scene.things}) < len(scene.things):
+        raise ValueError(
+            f"a dialogue needs two or more things that differ in colour or shape, not "
+            f"{[f'{thing.colour} {thing.shape}' for thing in scene.things]}; draw a scene that is distinct"
+        )
     pairs = (options or SceneOptions()).pairs(split)
     new = draw_new(draw, split)
     state = _Talk()
@@ -233,6 +250,8 @@ def talk(
     while len(dialogue) < turns:
         possible = {form: list(find(scene, state, pairs)) for form, find in FORMS.items()}
         possible = {form: [t for t in own if (form, t.about) not in state.said] for form, own in possible.items()}
+        if state.hinted:
+            possible = {form: own for form, own in possible.items() if form in CLEAR}
         follow = [form for form, own in possible.items() if own and form not in OPENING]
         form = choose(draw, follow or [form for form, own in possible.items() if own])
         answer = choose(draw, list(dict.fromkeys(turn.answer for turn in possible[form])))
@@ -253,6 +272,7 @@ def _remember(state: _Talk, form: str, turn: Turn) -> None:
     else:
         state.told |= set(turn.told)
     state.absent = turn.absent
+    state.hinted = (form in HINTS and turn.answer == "yes") or (state.hinted and form not in OPENING)
     state.asked = state.asked if form == "and" else ASKS.get(form)
     state.said.add((form, turn.about))
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from mmflow.data.documents import EXTENSION
 from mmflow.world import clips, language, pictures, sounds
-from mmflow.world.questions import listed, template
 from mmflow.world.scene import (
     CLEAR,
     COLOURS,
@@ -17,6 +16,7 @@ from mmflow.world.scene import (
     GAP,
     MOTIONS,
     RADII,
+    REACH,
     ROWS,
     SHAPES,
     SIZES,
@@ -30,6 +30,7 @@ from mmflow.world.scene import (
     held_out,
 )
 from mmflow.world.stills import WorldSource, check_picture, picture_bytes
+from mmflow.world.wording import article, describe, draw_new, listed, template
 
 DOCUMENTS_STREAM, EPISODES_STREAM = 60, 61  # what a sample's generator is for
 
@@ -48,7 +49,8 @@ class WorldDocuments(WorldSource):
     Members: "doc.json" (see `mmflow.data.documents`): a text in front of each picture or clip says what is to be seen
     in it; "0.jpg", "1.jpg" or "1.mp4", ... in the order of reading; "json": "scenes" (one for each of them), "changes"
     (one for each but the first: {kind, thing, text}, where kind is move, colour, size, come, go or sound, and thing is
-    the number of the one that changes, in the scene before it if it goes), "unseen".
+    the number of the one that changes, in the scene before it if it goes), "unseen" (a pair of colour and shape or
+    templates that training never shows), "unseen_template".
 
     In a clip a thing moves, or sounds and flashes; the scene after it begins where the clip ends.
 
@@ -95,16 +97,22 @@ class WorldDocuments(WorldSource):
     def sample(self, split: str, number: int) -> dict[str, Any]:
         """A document."""
         draw = self.draw(DOCUMENTS_STREAM, split, number)
+        new = draw_new(draw, split)
         scene = draw_scene(draw, split, self.scenes)
         count = int(draw.integers(self.steps[0], self.steps[1], endpoint=True))
-        document = [{"text": opening(scene, draw)}, {"image": f"0.{self.format}"}]
+        told = [f"{article(describe(thing))} {place(thing)}" for thing in scene.things]
+        document = [
+            {"text": template(draw, TEMPLATES["opening"], split, new).format(things=listed(told))},
+            {"image": f"0.{self.format}"},
+        ]
         members: dict[str, Any] = {f"0.{self.format}": pictures.encode(pictures.render(scene, self.size), self.format)}
         scenes, changes = [scene], []
         for i in range(1, count):
             lasting = bool(draw.random() < self.clips)
             change = changed(scene, draw, self.scenes.things[1], lasting)
             shown, scene = change.shown, change.after
-            text = f"{choose(draw, LAST if i == count - 1 else NEXT)} {change.text}."
+            words = {"what": template(draw, TEMPLATES[change.kind], split, new).format(**change.words)}
+            text = template(draw, TEMPLATES["last" if i == count - 1 else "next"], split, new).format(**words)
             name = f"{i}.mp4" if lasting else f"{i}.{self.format}"
             if lasting:
                 film = clips.frames(shown, self.size, CLIP_RATE)
@@ -117,21 +125,28 @@ class WorldDocuments(WorldSource):
         info = {
             "scenes": [one.as_json() for one in scenes],
             "changes": changes,
-            "unseen": any(one.unseen for one in scenes),
+            "unseen": new or any(one.unseen for one in scenes),
+            "unseen_template": new,
         }
         return {EXTENSION: document, **members, "json": info}
 
 
-FIRST = ("First there was", "At first there was", "In the beginning there was")
-NEXT = ("Then", "After that", "Next")
-LAST = ("Then", "In the end", "At last")
+# The last template is the test's own, the one before validation's; training has the rest.
+TEMPLATES = {
+    "opening": ("First there was {things}.", "At first there was {things}.", "In the beginning there was {things}.",
+                "It all began with {things}.", "Once there was {things}."),
+    "next": ("Then {what}.", "After that {what}.", "Next {what}.", "Later {what}.", "Soon {what}."),
+    "last": ("Then {what}.", "In the end {what}.", "At last {what}.", "Finally {what}.", "Last of all {what}."),
+    "move": ("{thing} moved {way}", "{thing} went {way}", "{thing} slid {way}", "{thing} drifted {way}"),
+    "sound": ("{thing} flashed and made a sound", "{thing} lit up and was heard",
+              "{thing} gave a flash and a sound", "a flash and a sound came from {thing}"),
+    "colour": ("{thing} turned {colour}", "{thing} became {colour}",
+               "{thing} was painted {colour}", "{thing} changed its colour to {colour}"),
+    "size": ("{thing} {grew}", "{thing} became {size}", "{thing} got {size}", "{thing} changed its size to {size}"),
+    "come": ("{new} came in {place}", "{new} appeared {place}", "{new} turned up {place}", "{new} joined in {place}"),
+    "go": ("{thing} went away", "{thing} disappeared", "{thing} vanished", "{thing} was gone"),
+}  # fmt: skip
 DIRECTIONS = {"left": "to the left", "right": "to the right", "up": "up", "down": "down"}
-
-
-def opening(scene: Scene, draw: np.random.Generator) -> str:
-    """The first sentence of a story, about all things of its scene."""
-    told = [f"a {thing.size} {thing.colour} {thing.shape} {place(thing)}" for thing in scene.things]
-    return f"{choose(draw, FIRST)} {listed(told)}."
 
 
 def place(thing: Thing) -> str:
@@ -149,14 +164,14 @@ class Change(NamedTuple):
         after: how it is afterwards.
         kind: move, colour, size, come, go or sound.
         thing: the number of the one that changes, in the scene before it if it goes, else in `shown`.
-        text: what happens, without a full stop.
+        words: for the places of the kind's TEMPLATES.
     """
 
     shown: Scene
     after: Scene
     kind: str
     thing: int
-    text: str
+    words: dict[str, str]
 
 
 def changed(scene: Scene, draw: np.random.Generator, most: int, lasting: bool) -> Change:
@@ -175,7 +190,8 @@ def _happens(kind: str, scene: Scene, draw: np.random.Generator, most: int, last
     """A change of some kind, if it is possible."""
     things = list(scene.things)
     i = int(draw.integers(len(things)))
-    thing, name = things[i], language.phrase(things[i], scene)
+    thing = things[i]
+    words = {"thing": language.phrase(thing, scene)}
     shown = None
     if kind == "move":
         motion, far = _way(i, things, draw)
@@ -183,10 +199,9 @@ def _happens(kind: str, scene: Scene, draw: np.random.Generator, most: int, last
             return None
         dx, dy = MOTIONS[motion]
         things[i] = replace(thing, x=thing.x + far * dx, y=thing.y + far * dy)
-        text = f"{name} moved {DIRECTIONS[motion]}"
+        words["way"] = DIRECTIONS[motion]
         shown = _with(scene, things, i, replace(thing, motion=motion, speed=far / CLIP_S))
     elif kind == "sound":
-        text = f"{name} flashed and made a sound"
         start = round(float(draw.uniform(0.1, 0.6)), 3)
         event = Sound(start, round(start + float(draw.uniform(0.4, 0.8)), 3), heard=True, seen=True)
         shown = _with(scene, things, i, replace(thing, sounds=(event,)))
@@ -195,27 +210,26 @@ def _happens(kind: str, scene: Scene, draw: np.random.Generator, most: int, last
         if not pairs:
             return None
         things[i] = replace(thing, colour=choose(draw, pairs)[0])
-        text = f"{name} turned {things[i].colour}"
+        words["colour"] = things[i].colour
     elif kind == "size":
         size = SIZES[1 - SIZES.index(thing.size)]
         things[i] = replace(thing, size=size, radius=_radius(size, draw))
         if not _fits(things[i], things[:i] + things[i + 1 :]):
             return None
-        text = f"{name} {'grew' if size == 'big' else 'shrank'}"
+        words |= {"size": size, "grew": "grew" if size == "big" else "shrank"}
     elif kind == "come":
         new = _newcomer(scene, draw)
         if len(things) == most or not new:
             return None
         i = len(things)
         things.append(new)
-        text = f"a {new.size} {new.colour} {new.shape} came {place(new)}"
+        words = {"new": article(describe(new)), "place": place(new)}
     else:
         if len(things) == 1:
             return None
         del things[i]
-        text = f"{name} went away"
     after = _with(scene, things)
-    return Change(replace(shown, seconds=CLIP_S) if lasting and shown else after, after, kind, i, text)
+    return Change(replace(shown, seconds=CLIP_S) if lasting and shown else after, after, kind, i, words)
 
 
 def _with(scene: Scene, things: list[Thing], number: int = 0, thing: Thing | None = None) -> Scene:
@@ -269,7 +283,7 @@ def _fits(thing: Thing, others: Sequence[Thing], clear: float = CLEAR) -> bool:
     low, high = thing.radius + GAP, 1 - thing.radius - GAP
     within = low <= thing.x <= high and low <= thing.y <= high
     named = all(abs(value - line) >= clear for value in (thing.x, thing.y) for line in (1 / 3, 2 / 3))
-    apart = (math.dist((thing.x, thing.y), (o.x, o.y)) > thing.radius + o.radius + GAP for o in others)
+    apart = (math.dist((thing.x, thing.y), (o.x, o.y)) > REACH * (thing.radius + o.radius) for o in others)
     return within and named and all(apart)
 
 
@@ -351,7 +365,7 @@ class WorldEpisodes(WorldSource):
         ways = int(draw.integers(self.ways[0], self.ways[1], endpoint=True))
         shots = int(draw.integers(self.shots[0], self.shots[1], endpoint=True))
         count = ways * shots + 1
-        new = split != "train" and bool(draw.random() < 0.5)
+        new = draw_new(draw, split)
         task = choose(draw, self.tasks)
         scenes = [draw_scene(draw, split, self.scenes) for _ in range(count)]
         choices: list[str] = []

@@ -8,13 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmflow.world import language, pictures
-from mmflow.world.questions import article, describe, draw_new, template
 from mmflow.world.scene import (
     CLEAR,
     GAP,
     RADII,
+    REACH,
     SIZES,
     SPLITS,
+    STYLES,
+    Background,
     Scene,
     SceneOptions,
     Thing,
@@ -23,9 +25,11 @@ from mmflow.world.scene import (
     held_out,
 )
 from mmflow.world.stills import WorldSource, check_picture, picture_bytes, scene_options
+from mmflow.world.wording import article, describe, draw_new, template
 
 STREAM = 55  # what a sample's generator is for
 TRIES = 100  # of an edit in a scene, and of scenes for an edit
+BLURS = 4  # that a style is looked for with, each of 0.7 pixels more (one standard deviation, in squares)
 NEAR = 0.08  # a thing in a picture is the one that should be within this many canvas widths of it
 
 # Of each kind the last template is the test's own, the one before validation's; training has the rest.
@@ -51,7 +55,7 @@ KINDS = tuple(TEMPLATES)
 
 
 class Seen(Protocol):
-    """A thing as it is in a scene, or as it was read from a picture (`mmflow.world.readers`)."""
+    """A thing as it is in a scene, or as it was read from a picture (`mmflow.world.picture_reader`)."""
 
     @property
     def shape(self) -> str: ...
@@ -63,6 +67,8 @@ class Seen(Protocol):
     def x(self) -> float: ...
     @property
     def y(self) -> float: ...
+    @property
+    def radius(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,7 @@ def fits(scene: Scene) -> bool:
         within = all(thing.radius <= value <= 1 - thing.radius for value in (thing.x, thing.y))
         clear = all(abs(value - line) > CLEAR for value in (thing.x, thing.y) for line in (1 / 3, 2 / 3))
         apart = all(
-            math.dist((thing.x, thing.y), (other.x, other.y)) > thing.radius + other.radius + GAP
+            math.dist((thing.x, thing.y), (other.x, other.y)) > REACH * (thing.radius + other.radius)
             and (thing.colour, thing.shape) != (other.colour, other.shape)
             for other in things[:i]
         )
@@ -273,24 +279,46 @@ def instruct(draw: np.random.Generator, scene: Scene, edit: Edit, split: str) ->
 # ---- scoring
 
 
-def verify(before: Scene, after: Sequence[Seen], edit: Edit) -> dict[str, float]:
+def read_style(pixels: pictures.Pixels, things: Sequence[Seen]) -> str | None:
+    """How the things of a picture (H, H, 3) are drawn: the one of STYLES in which a drawing of them is most like it,
+    sharp or blurred.
+
+    things: those of the picture, of its scene or as read from its pixels; without any there is no style."""
+    size = len(pixels)
+    copies = tuple(Thing(seen.shape, seen.colour, seen.size, seen.x, seen.y, seen.radius) for seen in things)
+    shown = pictures.masks(Scene(copies), size).any(0) if copies else np.zeros((size, size), bool)
+    if not shown.any():
+        return None
+    level = int(np.median(pixels[~shown]))
+    errors = {}
+    for style in STYLES:
+        drawn = pictures.render(Scene(copies, style, Background("plain", (level, level))), size).astype(float)
+        for blur in range(BLURS):
+            errors[style, blur] = float(((drawn - pixels)[shown] ** 2).sum())
+            for axis in (0, 1):
+                drawn = (np.roll(drawn, 1, axis) + 2 * drawn + np.roll(drawn, -1, axis)) / 4
+    return min(errors, key=lambda key: errors[key])[0]
+
+
+def verify(before: Scene, after: Sequence[Seen], edit: Edit, style: str | None = None) -> dict[str, float]:
     """How well the things of a picture are those of a scene after an edit.
 
     Args:
         before: the true scene.
         after: the things of the edited picture, of a scene or as read from pixels, in any order.
         edit: what was asked for.
+        style: of the edited picture, from its scene or by `read_style`; only "restyle" needs it.
 
-    Returns "changed": 1 where what was asked for is so, else 0 (for "restyle" always 1: styles are not read), and
-    "kept": the share of the attributes of all things that were not asked to change (shape, colour, size and whether it
-    is where it was) that are as before; a thing too many counts as one whose four attributes are wrong. To copy the
-    input gives 0 and 1.
+    Returns "changed": 1 where what was asked for is so, else 0 (as for "restyle" without a style), and "kept": the
+    share of the attributes of all things that were not asked to change (shape, colour, size and whether it is where it
+    was) that are as before; a thing too many counts as one whose four attributes are wrong. To copy the input gives 0
+    and 1.
     """
     wanted = apply(before, edit)
     partners = _partners(wanted.things, after)
     asked = _asked(before, edit)
     hits, total = 0, 0
-    changed = True
+    changed = edit.kind != "restyle" or style == edit.style
     for number, thing in enumerate(wanted.things):
         found = partners.get(number)
         for name in ("shape", "colour", "size", "place"):
@@ -303,8 +331,8 @@ def verify(before: Scene, after: Sequence[Seen], edit: Edit) -> dict[str, float]
     if edit.kind == "remove":
         assert edit.thing is not None
         gone = before.things[edit.thing]
-        left = [seen for seen in after if not any(seen is partner for partner in partners.values())]
-        still_there = any(_far(seen, gone) < NEAR for seen in left)
+        looks = (gone.shape, gone.colour)  # which no other thing of a scene has
+        still_there = any((seen.shape, seen.colour) == looks or _far(seen, gone) < NEAR for seen in after)
         changed, extra = not still_there, extra - still_there
     return {"changed": float(changed), "kept": hits / max(total + 4 * max(extra, 0), 1)}
 
@@ -343,9 +371,9 @@ def _partners(things: Sequence[Thing], seen: Sequence[Seen]) -> dict[int, Seen]:
 
 
 def _unlike(found: Seen, thing: Thing) -> float:
-    """Wrong attributes, and how far it is, where all within NEAR is as good as on the spot."""
+    """Wrong attributes, of which a place beyond NEAR is one, and among equals how far it is."""
     wrong = sum(getattr(found, name) != getattr(thing, name) for name in ("shape", "colour", "size"))
-    return wrong + max(_far(found, thing) - NEAR, 0) * 10 + _far(found, thing) / 100
+    return wrong + (_far(found, thing) > NEAR) + _far(found, thing) / 100
 
 
 def _far(one: Seen, other: Seen) -> float:

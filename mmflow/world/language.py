@@ -1,396 +1,42 @@
 """What is said of a scene, in several languages, and the way back: captions, and what a caption says.
 
-One grammar serves all languages; a `Language` is a table of words, endings and sentences, and sentence i of a kind
-means the same in each. `content` decides what to say, `say` says it in a language, `read` is the inverse of `say` and
-reads what it can of a text that is not quite right. A text has lower-case words, commas and full stops; words may
-contain a hyphen or, in French and Italian, an apostrophe.
+One grammar serves all languages; a `Language` is a table of words, endings and sentences (`mmflow.world.languages`),
+and sentence i of a kind means the same in each. `content` decides what to say, `say` says it in a language, `read` is
+the inverse of `say` and reads what it can of a text that is not quite right. A text has lower-case words, commas and
+full stops; words may contain a hyphen or, in French and Italian, an apostrophe.
 
 The last sentence of each kind is for the test part alone and the last but one for the validation part.
 """
 
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmflow.world.scene import (
-    BACKGROUNDS,
-    COLOURS,
-    COLUMNS,
-    MOTIONS,
-    ROWS,
-    SHAPES,
-    SIZES,
-    SPLITS,
-    STYLES,
-    Scene,
-    Thing,
-    choose,
-)
+from mmflow.world.languages.de import GERMAN
+from mmflow.world.languages.en import ENGLISH
+from mmflow.world.languages.es import SPANISH
+from mmflow.world.languages.fr import FRENCH
+from mmflow.world.languages.it import ITALIAN
+from mmflow.world.languages.nl import DUTCH
+from mmflow.world.languages.table import DOINGS, PLACES, RELATIONS, SENTENCES, Language, listed
+from mmflow.world.scene import BACKGROUNDS, COLOURS, MOTIONS, ROWS, SHAPES, SIZES, SPLITS, STYLES, Scene, Thing, choose
 
 HELD_OUT = {"validation": -2, "test": -1}  # places in each list of sentences
 OWN_SHARE = 0.5  # of a split's sentences that are its own, where it holds one out
-
-PLACES = (
-    "left", "middle", "right", "top", "bottom", *(f"{row} {column}" for row in ROWS for column in COLUMNS)
-)  # fmt: skip
-DOINGS = (*MOTIONS, "heard", "seen")
-RELATIONS = {"left_of": (-1, 0), "right_of": (1, 0), "above": (0, -1), "below": (0, 1)}
 FAR = 0.1  # canvas widths that things are apart, at least, to be told as left of or above each other
-KINDS = ("things", "also", "relation", "does", "heard", "order", "style", "background")
 IN_A_SENTENCE = 3  # things that a sentence lists at most
 NAMING = (  # ways to name one thing, short ones first
     ("shape",), ("colour", "shape"), ("size", "shape"), ("size", "colour", "shape"), ("colour", "shape", "column"),
     ("size", "colour", "shape", "column"), ("size", "colour", "shape", "column", "row"),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Language:
-    """The words of a language. What is separated by commas is in the order of the constants that the scene is told by.
-
-    Attributes:
-        name: its name in English.
-        genders: letters, in the order of all that has one entry for each gender.
-        articles: "a" and "the", in German followed by the case -> article of each gender.
-        agreement: the same -> number of an adjective's form for each gender.
-        shapes: noun and, where there are several, its gender.
-        sizes, colours: forms of each, one if there is only one.
-        order: of a noun phrase.
-        places: of PLACES.
-        doings: verbs of DOINGS, in German and Dutch in a main clause and, after "|", in a subordinate one.
-        that: relative pronoun of each gender. relative: a relative clause with it.
-        relations: of RELATIONS. styles, backgrounds: words of each.
-        conjunction: "and". then: before what is heard next.
-        joined: (pattern, replacement) that spoken words are drawn together by, in order.
-        parted: such a word -> what it was.
-        sentences: kind of KINDS -> sentences. {0}, {1} are noun phrases, with their case in German; {0:x|y} is x for
-            one thing, y for several.
-    """
-
-    name: str
-    articles: dict[str, str]
-    shapes: str
-    sizes: str
-    colours: str
-    order: str
-    places: str
-    doings: str
-    that: str
-    relations: str
-    styles: str
-    backgrounds: str
-    conjunction: str
-    then: str
-    sentences: dict[str, list[str]]
-    genders: str = "x"
-    agreement: dict[str, str] = field(default_factory=dict)
-    relative: str = "{that} {doing}"
-    joined: tuple[tuple[str, str], ...] = ()
-    parted: dict[str, str] = field(default_factory=dict)
-
-
-def _declined(stems: str) -> str:
-    return ", ".join(" ".join(stem + ending for ending in ("e", "er", "es", "en")) for stem in stems.split())
-
-
 LANGUAGES = {
-    "en": Language(
-        name="English",
-        articles={"a": "a", "the": "the"},
-        shapes="circle, square, triangle, cross, ring, diamond",
-        sizes="small, big",
-        colours="red, green, blue, yellow, purple, cyan, orange, white",
-        order="{article} {size} {colour} {noun}",
-        places="""on the left, in the middle, on the right, at the top, at the bottom,
-            at the top left, at the top in the middle, at the top right,
-            on the left at mid height, in the centre, on the right at mid height,
-            at the bottom left, at the bottom in the middle, at the bottom right""",
-        doings="""does not move, moves to the left, moves to the right, moves up, moves down, makes a sound, flashes""",
-        that="that",
-        relations="to the left of, to the right of, above, below",
-        styles="in flat colours, in outline, with shading, with stripes",
-        backgrounds="plain, a gradient, noisy, checked",
-        conjunction="and",
-        then="then",
-        joined=((r"\ba (?=[aeiou])", "an "),),
-        parted={"an": "a"},
-        sentences={
-            "things": [
-                "{0}", "there is {0}", "the picture shows {0}", "you can see {0}", "in the picture there is {0}",
-                "here we have {0}",
-            ],
-            "also": ["there is also {0}", "you can also see {0}", "in addition there is {0}", "we also have {0}"],
-            "relation": [
-                "{0} is {relation} {1}", "you can see {0} {relation} {1}", "{relation} {1} is {0}",
-                "{0} can be found {relation} {1}",
-            ],
-            "does": ["{0} {main}", "you can see that {0} {sub}", "we see how {0} {sub}", "notice that {0} {sub}"],
-            "heard": ["{0} {main}", "you can hear {0}", "a sound comes from {0}", "{0} can be heard"],
-            "order": [
-                "first {0} makes a sound{rest}", "first you hear {0}{rest}", "at the beginning you hear {0}{rest}",
-                "{0} is heard first{rest}",
-            ],
-            "style": ["everything is drawn {word}", "all shapes are drawn {word}", "the shapes appear {word}"],
-            "background": [
-                "the background is {word}", "the canvas is {word}", "behind the shapes the background is {word}"
-            ],
-        },
-    ),
-    "de": Language(
-        name="German",
-        genders="mfn",
-        articles={
-            "a nom": "ein eine ein", "a acc": "einen eine ein", "a dat": "einem einer einem",
-            "the nom": "der die das", "the acc": "den die das", "the dat": "dem der dem",
-        },
-        agreement={
-            "a nom": "102", "a acc": "302", "a dat": "333", "the nom": "000", "the acc": "300", "the dat": "333"
-        },
-        shapes="kreis m, quadrat n, dreieck n, kreuz n, ring m, raute f",
-        sizes=_declined("klein groß"),
-        colours=_declined("rot grün blau gelb violett türkisfarben orangefarben weiß"),
-        order="{article} {size} {colour} {noun}",
-        places="""links, in der mitte, rechts, oben, unten,
-            oben links, oben in der mitte, oben rechts,
-            links auf halber höhe, genau in der mitte, rechts auf halber höhe,
-            unten links, unten in der mitte, unten rechts""",
-        doings="""bewegt sich nicht | sich nicht bewegt, bewegt sich nach links | sich nach links bewegt,
-            bewegt sich nach rechts | sich nach rechts bewegt, bewegt sich nach oben | sich nach oben bewegt,
-            bewegt sich nach unten | sich nach unten bewegt, gibt einen ton von sich | einen ton von sich gibt,
-            leuchtet auf | aufleuchtet""",
-        that="der die das",
-        relative=", {that} {doing},",
-        relations="links von, rechts von, über, unter",
-        styles="flächig, im umriss, schattiert, gestreift",
-        backgrounds="einfarbig, ein farbverlauf, körnig, kariert",
-        conjunction="und",
-        then="dann",
-        joined=((r"\bvon dem\b", "vom"),),
-        parted={"vom": "von dem"},
-        sentences={
-            "things": [
-                "{0}", "es gibt {0:acc}", "das bild zeigt {0:acc}", "man sieht {0:acc}",
-                "auf dem bild sieht man {0:acc}", "hier haben wir {0:acc}",
-            ],
-            "also": [
-                "außerdem gibt es {0:acc}", "man sieht auch {0:acc}", "dazu gibt es {0:acc}",
-                "ferner haben wir {0:acc}",
-            ],
-            "relation": [
-                "{0} ist {relation} {1:dat}", "man sieht {0:acc} {relation} {1:dat}", "{relation} {1:dat} ist {0}",
-                "{0} befindet sich {relation} {1:dat}",
-            ],
-            "does": ["{0} {main}", "man sieht, dass {0} {sub}", "wir sehen, wie {0} {sub}", "beachte, dass {0} {sub}"],
-            "heard": ["{0} {main}", "man hört {0:acc}", "ein ton kommt von {0:dat}", "{0} ist zu hören"],
-            "order": [
-                "zuerst ertönt {0}{rest}", "zuerst hört man {0:acc}{rest:acc}", "am anfang hört man {0:acc}{rest:acc}",
-                "{0} ist zuerst zu hören{rest}",
-            ],
-            "style": [
-                "alles ist {word} gezeichnet", "alle formen sind {word} gezeichnet", "die formen erscheinen {word}"
-            ],
-            "background": [
-                "der hintergrund ist {word}", "die leinwand ist {word}", "hinter den formen ist der hintergrund {word}"
-            ],
-        },
-    ),
-    "fr": Language(
-        name="French",
-        genders="mf",
-        articles={"a": "un une", "the": "le la"},
-        agreement={"a": "01", "the": "01"},
-        shapes="cercle m, carré m, triangle m, croix f, anneau m, losange m",
-        sizes="petit petite, grand grande",
-        colours="rouge, vert verte, bleu bleue, jaune, violet violette, cyan, orange, blanc blanche",
-        order="{article} {size} {noun} {colour}",
-        places="""à gauche, au milieu, à droite, en haut, en bas,
-            en haut à gauche, en haut au milieu, en haut à droite,
-            à gauche à mi-hauteur, au centre, à droite à mi-hauteur,
-            en bas à gauche, en bas au milieu, en bas à droite""",
-        doings="""ne bouge pas, se déplace vers la gauche, se déplace vers la droite, se déplace vers le haut,
-            se déplace vers le bas, émet un son, clignote""",
-        that="qui qui",
-        relations="à gauche de, à droite de, au-dessus de, en dessous de",
-        styles="en aplat, en contour, avec des ombres, avec des rayures",
-        backgrounds="uni, en dégradé, granuleux, en damier",
-        conjunction="et",
-        then="puis",
-        joined=((r"\b(le|la) (?=[aeiou])", "l'"), (r"\bde le\b", "du"), (r"\bde (?=une?\b)", "d'")),
-        parted={"l'": "le", "du": "de le", "d'": "de"},
-        sentences={
-            "things": [
-                "{0}", "il y a {0}", "l'image montre {0}", "on voit {0}", "sur cette image il y a {0}",
-                "ici nous avons {0}",
-            ],
-            "also": ["il y a aussi {0}", "on voit aussi {0}", "de plus il y a {0}", "nous avons aussi {0}"],
-            "relation": [
-                "{0} est {relation} {1}", "on voit {0} {relation} {1}", "{relation} {1} se trouve {0}",
-                "{0} se situe {relation} {1}",
-            ],
-            "does": ["{0} {main}", "on voit que {0} {sub}", "nous voyons que {0} {sub}", "remarquez que {0} {sub}"],
-            "heard": ["{0} {main}", "on entend {0}", "un son vient de {0}", "{0} se fait entendre"],
-            "order": [
-                "d'abord {0} émet un son{rest}", "on entend d'abord {0}{rest}", "au début on entend {0}{rest}",
-                "{0} se fait entendre en premier{rest}",
-            ],
-            "style": [
-                "tout est dessiné {word}", "toutes les formes sont dessinées {word}", "les formes apparaissent {word}"
-            ],
-            "background": [
-                "le fond est {word}", "l'arrière-plan est {word}", "derrière les formes le fond est {word}"
-            ],
-        },
-    ),
-    "es": Language(
-        name="Spanish",
-        genders="mf",
-        articles={"a": "un una", "the": "el la"},
-        agreement={"a": "01", "the": "01"},
-        shapes="círculo m, cuadrado m, triángulo m, cruz f, anillo m, rombo m",
-        sizes="pequeño pequeña, grande",
-        colours="rojo roja, verde, azul, amarillo amarilla, morado morada, cian, naranja, blanco blanca",
-        order="{article} {noun} {colour} {size}",
-        places="""a la izquierda, en el medio, a la derecha, arriba, abajo,
-            arriba a la izquierda, arriba en el medio, arriba a la derecha,
-            a la izquierda a media altura, en el centro, a la derecha a media altura,
-            abajo a la izquierda, abajo en el medio, abajo a la derecha""",
-        doings="""no se mueve, se mueve hacia la izquierda, se mueve hacia la derecha, se mueve hacia arriba,
-            se mueve hacia abajo, emite un sonido, destella""",
-        that="que que",
-        relations="a la izquierda de, a la derecha de, por encima de, por debajo de",
-        styles="con colores planos, solo con contornos, con sombras, con rayas",
-        backgrounds="liso, un degradado, granulado, de cuadros",
-        conjunction="y",
-        then="luego",
-        joined=((r"\bde el\b", "del"),),
-        parted={"del": "de el"},
-        sentences={
-            "things": [
-                "{0}", "hay {0}", "la imagen muestra {0}", "podemos ver {0}", "en la imagen hay {0}",
-                "aquí tenemos {0}",
-            ],
-            "also": ["también hay {0}", "también podemos ver {0}", "además hay {0}", "también tenemos {0}"],
-            "relation": [
-                "{0} está {relation} {1}", "podemos ver {0} {relation} {1}", "{relation} {1} se encuentra {0}",
-                "{0} se sitúa {relation} {1}",
-            ],
-            "does": ["{0} {main}", "se ve que {0} {sub}", "vemos cómo {0} {sub}", "fíjate en que {0} {sub}"],
-            "heard": ["{0} {main}", "se oye {0}", "un sonido viene de {0}", "podemos oír {0}"],
-            "order": [
-                "primero suena {0}{rest}", "primero se oye {0}{rest}", "al principio se oye {0}{rest}",
-                "{0} suena primero{rest}",
-            ],
-            "style": [
-                "todo está dibujado {word}", "todas las formas están dibujadas {word}", "las formas aparecen {word}"
-            ],
-            "background": ["el fondo es {word}", "el lienzo es {word}", "detrás de las formas el fondo es {word}"],
-        },
-    ),
-    "it": Language(
-        name="Italian",
-        genders="mf",
-        articles={"a": "un una", "the": "il la"},
-        agreement={"a": "01", "the": "01"},
-        shapes="cerchio m, quadrato m, triangolo m, croce f, anello m, rombo m",
-        sizes="piccolo piccola, grande",
-        colours="rosso rossa, verde, blu, giallo gialla, viola, ciano, arancione, bianco bianca",
-        order="{article} {size} {noun} {colour}",
-        places="""a sinistra, in mezzo, a destra, in alto, in basso,
-            in alto a sinistra, in alto al centro, in alto a destra,
-            a sinistra a metà altezza, al centro, a destra a metà altezza,
-            in basso a sinistra, in basso al centro, in basso a destra""",
-        doings="""non si muove, si muove verso sinistra, si muove verso destra, si muove verso l'alto,
-            si muove verso il basso, emette un suono, lampeggia""",
-        that="che che",
-        relations="a sinistra di, a destra di, sopra, sotto",
-        styles="con colori piatti, solo con il contorno, con ombre, a strisce",
-        backgrounds="uniforme, sfumato, granuloso, a scacchi",
-        conjunction="e",
-        then="poi",
-        joined=(
-            (r"\b(il|la) (?=[aeiou])", "l'"), (r"\bdi il\b", "del"), (r"\bdi l(?='|a\b)", "dell"),
-            (r"\bda il\b", "dal"), (r"\bda l(?='|a\b)", "dall"),
-        ),
-        parted={
-            "l'": "il", "del": "di il", "dell'": "di il", "della": "di la", "dal": "da il", "dall'": "da il",
-            "dalla": "da la",
-        },
-        sentences={
-            "things": [
-                "{0}", "{0:c'è|ci sono} {0}", "la figura mostra {0}", "{0:si vede|si vedono} {0}",
-                "nella figura {0:c'è|ci sono} {0}", "qui abbiamo {0}",
-            ],
-            "also": [
-                "{0:c'è|ci sono} anche {0}", "{0:si vede|si vedono} anche {0}", "inoltre {0:c'è|ci sono} {0}",
-                "abbiamo anche {0}",
-            ],
-            "relation": [
-                "{0} è {relation} {1}", "si vede {0} {relation} {1}", "{relation} {1} c'è {0}",
-                "{0} si trova {relation} {1}",
-            ],
-            "does": ["{0} {main}", "si vede che {0} {sub}", "vediamo che {0} {sub}", "nota che {0} {sub}"],
-            "heard": ["{0} {main}", "si sente {0}", "un suono viene da {0}", "{0} si fa sentire"],
-            "order": [
-                "prima suona {0}{rest}", "prima si sente {0}{rest}", "all'inizio si sente {0}{rest}",
-                "per cominciare suona {0}{rest}",
-            ],
-            "style": [
-                "tutto è disegnato {word}", "tutte le forme sono disegnate {word}", "le forme appaiono {word}"
-            ],
-            "background": ["lo sfondo è {word}", "il fondo è {word}", "dietro le forme lo sfondo è {word}"],
-        },
-    ),
-    "nl": Language(
-        name="Dutch",
-        genders="cn",
-        articles={"a": "een een", "the": "de het"},
-        agreement={"a": "01", "the": "00"},
-        shapes="cirkel c, vierkant n, driehoek c, kruis n, ring c, ruit c",
-        sizes="kleine klein, grote groot",
-        colours="rode rood, groene groen, blauwe blauw, gele geel, paarse paars, turquoise, oranje, witte wit",
-        order="{article} {size} {colour} {noun}",
-        places="""links, in het midden, rechts, bovenaan, onderaan,
-            linksboven, bovenaan in het midden, rechtsboven,
-            links op halve hoogte, precies in het midden, rechts op halve hoogte,
-            linksonder, onderaan in het midden, rechtsonder""",
-        doings="""beweegt niet | niet beweegt, beweegt naar links | naar links beweegt,
-            beweegt naar rechts | naar rechts beweegt, beweegt naar boven | naar boven beweegt,
-            beweegt naar beneden | naar beneden beweegt, maakt een geluid | een geluid maakt, licht op | oplicht""",
-        that="die dat",
-        relations="links van, rechts van, boven, onder",
-        styles="in vlakke kleuren, alleen in omtrek, met schaduw, met strepen",
-        backgrounds="effen, een kleurverloop, korrelig, geruit",
-        conjunction="en",
-        then="dan",
-        sentences={
-            "things": [
-                "{0}", "{0:er is|er zijn} {0}", "de afbeelding toont {0}", "je ziet {0}",
-                "op de afbeelding {0:staat|staan} {0}", "hier hebben we {0}",
-            ],
-            "also": [
-                "{0:er is|er zijn} ook {0}", "je ziet ook {0}", "daarnaast zie je {0}", "verder hebben we {0}"
-            ],
-            "relation": [
-                "{0} is {relation} {1}", "je ziet {0} {relation} {1}", "{relation} {1} staat {0}",
-                "{0} bevindt zich {relation} {1}",
-            ],
-            "does": ["{0} {main}", "je ziet dat {0} {sub}", "we zien hoe {0} {sub}", "merk op dat {0} {sub}"],
-            "heard": ["{0} {main}", "je hoort {0}", "een geluid komt van {0}", "{0} is te horen"],
-            "order": [
-                "eerst klinkt {0}{rest}", "eerst hoor je {0}{rest}", "in het begin hoor je {0}{rest}",
-                "{0} is het eerst te horen{rest}",
-            ],
-            "style": ["alles is {word} getekend", "alle vormen zijn {word} getekend", "de vormen zijn {word} te zien"],
-            "background": [
-                "de achtergrond is {word}", "het doek is {word}", "achter de vormen is de achtergrond {word}"
-            ],
-        },
-    ),
+    "en": ENGLISH, "de": GERMAN, "fr": FRENCH, "es": SPANISH, "it": ITALIAN, "nl": DUTCH
 }  # fmt: skip
 
 
@@ -548,14 +194,14 @@ def _pairs(scene: Scene) -> list[tuple[int, int]]:
 
 
 def _number(draw: np.random.Generator, kind: str, split: str) -> int:
-    count = len(LANGUAGES["en"].sentences[kind])
+    count, _ = SENTENCES[kind]
     if split in HELD_OUT and draw.random() < OWN_SHARE:
         return count + HELD_OUT[split]
     return int(draw.integers(count - len(HELD_OUT)))
 
 
 def _held_out(statement: Statement) -> bool:
-    return statement.number >= len(LANGUAGES["en"].sentences[statement.kind]) - len(HELD_OUT)
+    return statement.number >= SENTENCES[statement.kind][0] - len(HELD_OUT)
 
 
 # ---- saying it
@@ -607,12 +253,12 @@ def words(language: str = "en") -> list[str]:
 
 
 def tokens(text: str) -> list[str]:
-    """Its words, commas and full stops. What ends with an apostrophe is a word by itself: l' anneau."""
-    return re.findall(r"[^\W_]+(?:-[^\W_]+)*'?|[.,]", text.lower().replace("’", "'"))
+    """Its words, commas and full stops. What ends with an apostrophe is a word by itself: l' anneau.
 
-
-def _listed(text: str) -> list[str]:
-    return [entry.strip() for entry in " ".join(text.split()).split(",")]
+    Whatever else ends a sentence, also a new line, is a full stop.
+    """
+    text = unicodedata.normalize("NFC", text.lower()).replace("’", "'")
+    return re.findall(r"[^\W_]+(?:-[^\W_]+)*'?|[.,]", re.sub(r"[!?;:\n]+", ".", text))
 
 
 class _Things:
@@ -635,22 +281,25 @@ class _Grammar:
 
     def __init__(self, language: Language) -> None:
         self.language = language
-        self.noun = dict(zip(SHAPES, (entry.split() for entry in _listed(language.shapes)), strict=True))
-        self.size = dict(zip(SIZES, (entry.split() for entry in _listed(language.sizes)), strict=True))
-        self.colour = dict(zip(COLOURS, (entry.split() for entry in _listed(language.colours)), strict=True))
-        self.place = dict(zip(PLACES, _listed(language.places), strict=True))
-        clauses = [[clause.strip() for clause in entry.split("|")] for entry in _listed(language.doings)]
+        self.noun = dict(zip(SHAPES, (entry.split() for entry in listed(language.shapes)), strict=True))
+        self.size = dict(zip(SIZES, (entry.split() for entry in listed(language.sizes)), strict=True))
+        self.colour = dict(zip(COLOURS, (entry.split() for entry in listed(language.colours)), strict=True))
+        self.place = dict(zip(PLACES, listed(language.places), strict=True))
+        clauses = [[clause.strip() for clause in entry.split("|")] for entry in listed(language.doings)]
         self.main = {doing: forms[0] for doing, forms in zip(DOINGS, clauses, strict=True)}
         self.sub = {doing: forms[-1] for doing, forms in zip(DOINGS, clauses, strict=True)}
-        self.relation = dict(zip(RELATIONS, _listed(language.relations), strict=True))
-        self.word = dict(zip(STYLES, _listed(language.styles), strict=True)) | dict(
-            zip(BACKGROUNDS, _listed(language.backgrounds), strict=True)
+        self.relation = dict(zip(RELATIONS, listed(language.relations), strict=True))
+        self.word = dict(zip(STYLES, listed(language.styles), strict=True)) | dict(
+            zip(BACKGROUNDS, listed(language.backgrounds), strict=True)
         )
-        self.lexicon = self._lexicon()
+        phrases = self._phrases()
+        self.lexicon = {_alike(self.part(spoken)): said for spoken, said in phrases}
         self.longest = max(map(len, self.lexicon))
-        known = {word for entry in self.lexicon for word in entry}
-        known |= {t for lines in language.sentences.values() for line in lines for t in self._literal(line)}
-        self.vocabulary = known | set(language.parted) | {language.conjunction}
+        self.vocabulary = {word for spoken, _ in phrases for word in self.part(spoken)}
+        self.vocabulary |= {t for lines in language.sentences.values() for line in lines for t in self._literal(line)}
+        self.vocabulary |= {*language.parted, language.conjunction}
+        self.known = {*_alike(self.vocabulary)}
+        self.denials = {*_alike(language.denials.split())}
 
     # saying
 
@@ -699,8 +348,8 @@ class _Grammar:
         """The words of a sentence, also those of its choices, without its slots."""
         return [t for t in self.part(re.sub(r"{\d:(.*?)\|(.*?)}|{.*?}", r" \1 \2 ", line)) if t not in ",."]
 
-    def _lexicon(self) -> dict[tuple[str, ...], dict[str, Any]]:
-        """What is said by words that belong together."""
+    def _phrases(self) -> list[tuple[str, dict[str, Any]]]:
+        """Words that belong together, and what they say."""
         own = self.language
         entries: list[tuple[str, dict[str, Any]]] = []
         for kind in ("heard", "order"):
@@ -722,21 +371,31 @@ class _Grammar:
         entries += [(spoken, {"relation": relation}) for relation, spoken in self.relation.items()]
         for name, values in (("style", STYLES), ("background", BACKGROUNDS)):
             entries += [(self.word[value], {name: value}) for value in values]
-        return {tuple(self.part(spoken)): said for spoken, said in entries}
+        return entries
 
-    def marks(self, sentence: Sequence[str]) -> list[dict[str, Any]]:
-        """What is said by a sentence's words, in order; the longest entries first."""
+    def marks(self, sentence: Sequence[str]) -> list[dict[str, Any]] | None:
+        """What is said by a sentence's words, in order; the longest entries first. None for one that denies it."""
         found, start = [], 0
         while start < len(sentence):
             for length in range(min(self.longest, len(sentence) - start), 0, -1):
                 if said := self.lexicon.get(tuple(sentence[start : start + length])):
                     found.append(said)
                     break
+            else:
+                if sentence[start] in self.denials:
+                    return None
             start += length
         return found
 
 
+def _alike(words: Iterable[str]) -> tuple[str, ...]:
+    """As they are where a language's capitals are: groß as GROSS."""
+    return tuple(word.casefold() for word in words)
+
+
 # ---- reading it
+
+CONTRADICTED = "contradicted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -747,8 +406,8 @@ class Reading:
         things: what is said of each, in the order they are mentioned: shape, colour, size, column, row, motion; heard
             and seen (true); order, its place (from 1) among those that sound; left_of, right_of, above, below (numbers
             of other things in this list).
-        scene: style and background, if told.
-        unknown: words that no caption has.
+        scene: style and background, if told; CONTRADICTED, as what is said of a thing, if told twice and not alike.
+        unknown: words that no caption has, and all of a sentence that says something is not so, which is not read.
     """
 
     things: list[dict[str, Any]]
@@ -768,10 +427,15 @@ def read(text: str, language: str = "en") -> Reading:
     """
     own = grammar(language)
     parted = [token for token in own.part(text) if token != ","]
-    reading = Reading([], {}, [token for token in parted if token != "." and token not in own.vocabulary])
-    for stop, sentence in itertools.groupby(parted, key=lambda token: token == "."):
-        if not stop:
-            _understand(own.marks(list(sentence)), reading)
+    reading = Reading([], {}, [])
+    for stop, group in itertools.groupby(parted, key=lambda token: token == "."):
+        if stop:
+            continue
+        sentence = _alike(group)
+        marks = own.marks(sentence)
+        reading.unknown.extend(word for word in sentence if marks is None or word not in own.known)
+        if marks:
+            _understand(marks, reading)
     return reading
 
 
@@ -791,9 +455,9 @@ def _understand(marks: Sequence[dict[str, Any]], reading: Reading) -> None:
         elif "order" in mark:
             ordered = True
         elif "style" in mark or "background" in mark:
-            reading.scene.update(mark)
-        elif fresh and not {"shape", "colour", "size"} & set(mark):
-            (mentions[-1] if mentions else ahead).update(mark)
+            _tell(reading.scene, mark)
+        elif not {"shape", "colour", "size"} & set(mark):
+            _tell(mentions[-1] if mentions else ahead, mark)
         else:
             if fresh or any(mentions[-1].get(name, value) != value for name, value in mark.items()):
                 mentions.append(ahead)
@@ -801,11 +465,14 @@ def _understand(marks: Sequence[dict[str, Any]], reading: Reading) -> None:
                 ahead, article, fresh = {}, None, False
             mentions[-1].update(mark)
     numbers: list[int] = []
+    taken: set[int] = set()
     for mention, article in zip(mentions, articles, strict=True):
-        numbers.append(_same(mention, reading.things, numbers) if article != "a" else len(reading.things))
-        if numbers[-1] == len(reading.things):
+        number = _same(mention, reading.things, taken) if article != "a" else len(reading.things)
+        numbers.append(number)
+        taken.add(number)
+        if number == len(reading.things):
             reading.things.append({})
-        reading.things[numbers[-1]].update(mention)
+        reading.things[number].update(mention)
     for relation, before in relations:
         subject, other = (before - 1, before) if before else (1, 0)
         if max(subject, other) < len(numbers):
@@ -813,10 +480,16 @@ def _understand(marks: Sequence[dict[str, Any]], reading: Reading) -> None:
             said.append(numbers[other])
     if ordered:
         for place, number in enumerate(numbers, 1):
-            reading.things[number].update(heard=True, order=place)
+            _tell(reading.things[number], {"heard": True, "order": place})
 
 
-def _same(mention: dict[str, Any], things: Sequence[dict[str, Any]], taken: Sequence[int]) -> int:
+def _tell(known: dict[str, Any], said: dict[str, Any]) -> None:
+    """Add what is said; what is said twice, and not alike, is true in neither way."""
+    for name, value in said.items():
+        known[name] = value if known.get(name, value) == value else CONTRADICTED
+
+
+def _same(mention: dict[str, Any], things: Sequence[dict[str, Any]], taken: Collection[int]) -> int:
     """The number of the thing that a mention is about: the most alike of those that it fits, or a new one."""
     alike = {
         number: sum(thing.get(name) == value for name, value in mention.items())
@@ -835,21 +508,21 @@ def score(text: str, scene: Scene, language: str = "en") -> dict[str, Any]:
     Each thing it mentions is taken for the thing of the scene that most of it is true of, if at least half is, and none
     is taken twice.
 
-    Returns right (share of the attributes said that are true, 1.0 where none is said), said (how many), missed (numbers
+    Returns right (share of the attributes said that are true, 0.0 where none is said), said (how many), missed (numbers
     of the scene's things that are not mentioned), invented (how many things are mentioned that are not there), unknown
-    (words that no caption has).
+    (words that no caption has, and those of sentences that deny something).
     """
     reading = read(text, language)
     true = [_truth(scene, number) for number in range(len(scene.things))]
-    share = {
-        (told, number): sum(truth.get(name) == value for name, value in thing.items() if name in PLAIN)
-        / max(sum(name in PLAIN for name in thing), 1)
-        for told, thing in enumerate(reading.things)
-        for number, truth in enumerate(true)
-    }
+    fits = {}  # share of what is said that is true, and how much is: who says more chooses first
+    for told, thing in enumerate(reading.things):
+        plain = {name: value for name, value in thing.items() if name in PLAIN}
+        for number, truth in enumerate(true):
+            fitting = sum(truth[name] == value for name, value in plain.items())
+            fits[told, number] = (fitting / max(len(plain), 1), fitting)
     meant: dict[int, int] = {}
-    for told, number in sorted(share, key=lambda pair: -share[pair]):
-        if share[told, number] >= 0.5 and told not in meant and number not in meant.values():
+    for told, number in sorted(fits, key=lambda pair: fits[pair], reverse=True):
+        if fits[told, number][0] >= 0.5 and told not in meant and number not in meant.values():
             meant[told] = number
     right = said = 0
     for told, thing in enumerate(reading.things):
@@ -865,7 +538,7 @@ def score(text: str, scene: Scene, language: str = "en") -> dict[str, Any]:
     right += sum(value == {"style": scene.style, "background": scene.background.kind}[name]
                  for name, value in reading.scene.items())  # fmt: skip
     return {
-        "right": right / said if said else 1.0,
+        "right": right / said if said else 0.0,
         "said": said,
         "missed": [number for number in range(len(true)) if number not in meant.values()],
         "invented": len(reading.things) - len(meant),

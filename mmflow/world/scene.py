@@ -32,10 +32,10 @@ MOTIONS = {"still": (0, 0), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "do
 SPLITS = ("train", "validation", "test")
 
 MAX_THINGS = 9
-RADII = {  # most things in a scene -> radii of small and of big ones, from and to; no two of the ranges meet
-    1: ((0.16, 0.20), (0.28, 0.32)),
-    4: ((0.085, 0.095), (0.13, 0.145)),
-    MAX_THINGS: ((0.06, 0.07), (0.10, 0.105)),
+RADII = {  # most things in a scene -> radii of small and of big ones; no small one is within 16 % of a big one
+    1: ((0.17, 0.20), (0.28, 0.32)),
+    4: ((0.088, 0.093), (0.133, 0.145)),
+    MAX_THINGS: ((0.062, 0.07), (0.108, 0.112)),
 }
 REACH = 1.2  # radii from the centre to the farthest corner, which squares and triangles have
 CLEAR = 0.025  # a centre keeps this far from the lines between left, middle and right, so that words are true of it
@@ -179,7 +179,7 @@ class SceneOptions:
             foreign = [word for word in chosen if word not in words]
             if foreign or not chosen or len(set(chosen)) < len(chosen):
                 raise ValueError(f"{name}={list(chosen)} must be one or more of {', '.join(words)}, each once")
-        if not self.seconds >= 0:
+        if not 0 <= self.seconds < math.inf:
             raise ValueError(f"seconds={self.seconds} must be 0 (a still) or more")
         if not 0 <= self.moving <= 1:
             raise ValueError(f"moving={self.moving} is a chance; it must be in 0..1")

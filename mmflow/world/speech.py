@@ -93,7 +93,7 @@ class WorldSpeech:
     ) -> None:
         self.minutes = {"train": train_minutes, "validation": validation_minutes, "test": test_minutes}
         for split, minutes in self.minutes.items():
-            if not minutes >= 0:
+            if not 0 <= minutes < math.inf:
                 raise ValueError(f"{split}_minutes={minutes} must be 0 (no such split) or more")
         if seed < 0:
             raise ValueError(f"seed={seed} must be 0 or more")
@@ -264,9 +264,10 @@ def _perform(
     ratio = _ratio(tract)
     audio, times = acoustics.wobble(acoustics.resample(wav / 32768, ratio), _WOBBLE, _WOBBLE_PERIOD_S, generator)
     before, after = _silences(generator)
+    numbers = np.arange(len(times), dtype=float)
 
     def seconds(samples: Any) -> NDArray[np.float64]:
-        moved = np.interp(np.asarray(samples) * ratio, times, np.arange(len(times)))
+        moved = np.interp(np.asarray(samples) * ratio, times, numbers)
         return np.round((before + moved) / SAMPLE_RATE, 4)
 
     return np.pad(audio, (before, after)), seconds

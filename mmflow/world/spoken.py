@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mmflow.world import espeak, language, speech
-from mmflow.world.scene import SPLITS, SceneOptions, choose, draw_scene
+from mmflow.world.scene import SPLITS, Scene, SceneOptions, choose, draw_scene
 from mmflow.world.stills import WorldSource
 
 STREAM = 20  # what a sample's generator is for
@@ -65,17 +67,19 @@ class WorldSpokenCaptions(WorldSource):
     def sample(self, split: str, number: int) -> dict[str, Any]:
         """The members of a sample but its key: a pure function of the source's options, split and number."""
         draw = self.draw(STREAM, split, number)
-        spoken = self.languages[number % len(self.languages)]
         scene = draw_scene(draw, split, self.scenes)
         content = language.content(scene, draw, split, long=bool(draw.random() < self.long_share))
-        text = language.say(content, scene, spoken)
+        flac, told = self.speak(content, scene, split, number, draw)
+        told |= {"scene": scene.as_json(), "unseen": content.unseen}
+        return {"flac": flac, "txt": language.say(content, scene, told["language"]), "json": told}
+
+    def speak(
+        self, content: language.Content, scene: Scene, split: str, number: int, draw: np.random.Generator
+    ) -> tuple[bytes, dict[str, Any]]:
+        """What is told of a scene, in the language whose turn it is by one of the split's speakers: FLAC, and JSON."""
+        spoken = self.languages[number % len(self.languages)]
         who = speech.speaker(self.seed, split, int(draw.integers(self.voices[split])))
         who = who._replace(accent=choose(draw, espeak.VOICES[spoken]))
-        flac, told = speech.record(who, speech.pronounce(who, text.rstrip(".") + ".", draw), draw)
-        told |= {
-            "scene": scene.as_json(),
-            "language": spoken,
-            "translation": language.say(content, scene),
-            "unseen": content.unseen,
-        }
-        return {"flac": flac, "txt": text, "json": told}
+        text = language.say(content, scene, spoken).rstrip(".") + "."
+        flac, told = speech.record(who, speech.pronounce(who, text, draw), draw)
+        return flac, told | {"language": spoken, "translation": language.say(content, scene)}

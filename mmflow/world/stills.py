@@ -1,5 +1,6 @@
 """Pictures of scenes that do not move, with captions, boxes and masks, or with the maps of their structure."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +11,15 @@ import numpy as np
 
 from mmflow.data.sources.items import Item
 from mmflow.world import language, pictures
-from mmflow.world.scene import BACKGROUNDS, COLOURS, SHAPES, SPLITS, STYLES, Scene, SceneOptions, choose, draw_scene
+from mmflow.world.scene import BACKGROUNDS, COLOURS, SHAPES, SPLITS, STYLES, Scene, SceneOptions, draw_scene
+from mmflow.world.wording import draw_new, template
 
 PICTURES_STREAM, STRUCTURES_STREAM = 10, 11  # what a sample's generator is for
 SIDES = (32, 256)  # pixels, least and most
 KINDS = ("segmentation", "edges", "skeleton")
+CLOSE = 0.025  # canvas widths that a keypoint may be from its true place
+WHITEST_BONE = 165  # grey level; what is above it is a keypoint, at 64 pixels or more
+MOST_SAMPLES = 10_000_000  # of a split
 CAPTIONS = 3  # short ones of a picture, besides a long one
 # Colours of a segmentation map, RGB, by the number in `mmflow.world.pictures.segmentation`: none of a thing's paints.
 PALETTE = np.array(
@@ -33,8 +38,8 @@ class WorldSource(ABC):
     def __init__(self, train: int, validation: int, test: int, seed: int) -> None:
         self.counts = dict(zip(SPLITS, (train, validation, test), strict=True))
         for split, count in self.counts.items():
-            if count < 0:
-                raise ValueError(f"{split}={count} must be 0 (no such split) or more")
+            if not 0 <= count <= MOST_SAMPLES:
+                raise ValueError(f"{split}={count} must be in 0..{MOST_SAMPLES:,}; 0 is no such split")
         if seed < 0:
             raise ValueError(f"seed={seed} must be 0 or more")
         self.seed = seed
@@ -151,10 +156,11 @@ class WorldStructures(WorldSource):
     Members: "0.jpg" (the picture), "1.png", "2.png", ... (a map of each of the `kinds` in their order), "txt" (what
     there is to see), and "json": "scene", "maps" (kind -> member), "pairs" ({kind, source, target, instruction}: from a
     map, with the colours that it does not tell, to the picture and from the picture to a map), "skeletons" (of each
-    thing shape, keypoints in pixels and the pairs of them that bones join), "unseen".
+    thing shape, keypoints in pixels and the pairs of them that bones join), "unseen" (whether training never has a pair
+    of colour and shape or the templates of the instructions), "unseen_template".
 
     Maps: "segmentation" has a colour for each shape (PALETTE), "edges" is white where things end, "skeleton" has grey
-    bones and white keypoints.
+    bones and white keypoints. `score_structure` tells how good one is that something else has drawn.
 
     Args:
         train, validation, test: how many pictures.
@@ -194,13 +200,14 @@ class WorldStructures(WorldSource):
         """A picture and its maps."""
         draw = self.draw(STRUCTURES_STREAM, split, number)
         scene = draw_scene(draw, split, self.scenes)
+        new = draw_new(draw, split)
         caption = ", ".join(f"a {thing.size} {thing.colour} {thing.shape}" for thing in scene.things)
         maps = {kind: f"{i}.png" for i, kind in enumerate(self.kinds, 1)}
         drawn = {name: pictures.encode(structure(scene, self.size, kind), "png") for kind, name in maps.items()}
         pairs = []
         for kind, name in maps.items():
-            back = f"{choose(draw, TO_PICTURE).format(kind=NAMES[kind])}: {caption}"
-            there = choose(draw, TO_MAP).format(kind=NAMES[kind])
+            back = f"{template(draw, TO_PICTURE, split, new).format(kind=NAMES[kind])}: {caption}"
+            there = template(draw, TO_MAP, split, new).format(kind=NAMES[kind])
             pairs.append({"kind": kind, "source": name, "target": "0.jpg", "instruction": back})
             pairs.append({"kind": kind, "source": "0.jpg", "target": name, "instruction": there})
         skeletons = [
@@ -220,14 +227,22 @@ class WorldStructures(WorldSource):
                 "maps": maps,
                 "pairs": pairs,
                 "skeletons": skeletons,
-                "unseen": scene.unseen,
+                "unseen": scene.unseen or new,
+                "unseen_template": new,
             },
         }
 
 
-NAMES = {"segmentation": "segmentation map", "edges": "outlines", "skeleton": "skeletons"}
-TO_PICTURE = ("make a picture from the {kind}", "fill in the {kind}", "paint a picture with the {kind} given")
-TO_MAP = ("draw the {kind} of this picture", "find the {kind} of this picture", "show the {kind} of this picture")
+NAMES = {"segmentation": "segmentation map", "edges": "outline", "skeleton": "skeleton"}
+# The last template is the test's own, the one before validation's; training has the rest.
+TO_PICTURE = (
+    "make a picture from the {kind}", "fill in the {kind}", "paint a picture with this {kind}",
+    "turn the {kind} into a picture", "draw a picture that has this {kind}",
+)  # fmt: skip
+TO_MAP = (
+    "draw the {kind} of this picture", "find the {kind} of this picture", "show the {kind} of this picture",
+    "turn this picture into its {kind}", "what is the {kind} of this picture",
+)  # fmt: skip
 
 
 def structure(scene: Scene, size: int, kind: str) -> np.ndarray:
@@ -239,6 +254,97 @@ def structure(scene: Scene, size: int, kind: str) -> np.ndarray:
     if kind == "skeleton":
         return pictures.skeleton(scene, size)
     raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+
+
+def score_structure(pixels: np.ndarray, scene: Scene, kind: str) -> dict[str, float]:
+    """How well a map agrees with that of a scene, in numbers from 0 to 1.
+
+    Args:
+        pixels: the map, (H, H, 3) or (H, H) uint8; colours and greys need not be exact.
+        scene: the true one, at its beginning.
+        kind: one of KINDS.
+
+    Returns, for "segmentation", "pixels" (the share that is right), "iou" (the mean over the shapes that are in either
+    map) and "things" (the share that mostly have the colour of their shape); for "edges" "precision", "recall" and "f1"
+    of edge pixels, one pixel beside the true place being right; for "skeleton" the same of keypoints, right where they
+    are at most CLOSE apart, and "things" (the share of which all are found). The true map has 1 in all, but keypoints
+    run together in pictures of 32 pixels with several things and of 64 with more than 4.
+
+    Raises ValueError for another kind, and for a map that is not square or not of 8 bits.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+    square = pixels.ndim in (2, 3) and pixels.shape[0] == pixels.shape[1] and pixels.shape[2:] in ((), (3,))
+    if not square or pixels.dtype != np.uint8:
+        raise ValueError(f"a map of {pixels.dtype} {pixels.shape} must be uint8 (H, H, 3) or (H, H)")
+    size = len(pixels)
+    if kind == "segmentation":
+        found, true = read_segmentation(pixels), pictures.segmentation(scene, size, by="shape")
+        present = [label for label in range(1, len(PALETTE)) if (found == label).any() or (true == label).any()]
+        both = [((found == n) & (true == n)).sum() / ((found == n) | (true == n)).sum() for n in present]
+        named = [
+            np.bincount(found[mask], minlength=1).argmax() == 1 + SHAPES.index(thing.shape)
+            for thing, mask in zip(scene.things, pictures.masks(scene, size), strict=True)
+        ]
+        return {"pixels": float((found == true).mean()), "iou": float(np.mean(both)), "things": float(np.mean(named))}
+    if kind == "edges":
+        drawn, outline = _grey(pixels) > 127, pictures.edges(scene, size)
+        return _f1(drawn[_grown(outline)], outline[_grown(drawn)], drawn.sum(), outline.sum())
+    wanted = [pictures.keypoints(thing) for thing in scene.things]
+    points = read_skeleton(pixels)
+    hits: list[list[bool]] = []
+    for own in wanted:  # each found point is taken once
+        hits.append([])
+        for point in own:
+            near = min(points, key=lambda other: math.dist(point, other), default=None)
+            hits[-1].append(near is not None and math.dist(point, near) <= CLOSE)
+            points = [other for other in points if other is not near] if hits[-1][-1] else points
+    right = [hit for own in hits for hit in own]
+    scores = _f1(right, right, sum(right) + len(points), len(right))
+    return scores | {"things": float(np.mean([all(own) for own in hits]))}
+
+
+def read_segmentation(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) out of a segmentation map (H, W, 3): the nearest of PALETTE, 0 for none or 1 + the number of a shape."""
+    if pixels.shape[2:] != (3,):
+        raise ValueError(f"a segmentation map of shape {pixels.shape} must be (H, W, 3), for colours tell the shapes")
+    far = ((pixels[..., None, :].astype(int) - PALETTE) ** 2).sum(-1)  # (H, W, C)
+    return far.argmin(-1)
+
+
+def read_skeleton(pixels: np.ndarray) -> list[tuple[float, float]]:
+    """The keypoints (x, y) of a map of skeletons (H, H[, 3]), in canvas widths: where it is whiter than bones are."""
+    level = np.pad(_grey(pixels).astype(float), 1)
+    size = len(pixels)
+    reach = 0.9 * max(pictures.BONE * size, 1) + 0.5  # pixels, of a keypoint's disc
+    row, column = np.indices(level.shape)
+    points = []
+    while level.max() > WHITEST_BONE:
+        y, x = (float(at) for at in np.unravel_index(level.argmax(), level.shape))
+        for _ in range(3):  # to the middle of the disc
+            weight = np.where((column - x) ** 2 + (row - y) ** 2 <= (reach + 0.5) ** 2, level - pictures.BONE_LEVEL, 0)
+            weight = weight.clip(0)
+            x, y = (float((at * weight).sum() / weight.sum()) for at in (column, row))
+        level[(column - x) ** 2 + (row - y) ** 2 <= (reach + 1) ** 2] = 0
+        points.append(((x - 0.5) / size, (y - 0.5) / size))  # the padding is one pixel, a pixel's middle half of one
+    return points
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 2 else pixels.mean(-1)
+
+
+def _grown(plane: np.ndarray) -> np.ndarray:
+    """With the eight neighbours of each pixel."""
+    wide = np.pad(plane, 1)
+    return np.any([wide[i : i + len(plane), j : j + len(plane)] for i in range(3) for j in range(3)], axis=0)
+
+
+def _f1(precise: Any, recalled: Any, found: int, true: int) -> dict[str, float]:
+    """From what is right of `found` ones and what is found of `true` ones; nothing found is not precise."""
+    precision, recall = float(np.sum(precise)) / max(found, 1), float(np.sum(recalled)) / max(true, 1)
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1}
 
 
 def objects(scene: Scene, size: int) -> list[dict[str, Any]]:

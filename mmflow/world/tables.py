@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mmflow.world.readers import AREAS
 from mmflow.world.scene import COLOURS, Scene, SceneOptions, choose, draw_scene
 from mmflow.world.stills import WorldSource
+from mmflow.world.templates import AREAS
 
 STREAM = 70  # what a sample's generator is for
 COLUMNS = {  # kind -> columns; what they are called in column_info.json too

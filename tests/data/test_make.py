@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mmflow.data import make as make_module
-from mmflow.data.make import build_source, make
+from mmflow.data.make import build_source, ensure, make
 from mmflow.data.sources.items import Item
 from mmflow.data.spec import DataSpec
 from tests.test_processes import is_running
@@ -418,7 +418,7 @@ def test_a_source_that_fails_leaves_nothing(tmp_path):
 
 
 def test_no_samples_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match="Tones found no sample in None; nothing was written"):
+    with pytest.raises(ValueError, match="Tones found no sample; nothing was written"):
         make(spec(count=0), None, tmp_path / "out")
 
 
@@ -457,11 +457,23 @@ def test_only_sources_are_instantiated(class_path, message):
         ({"cuont": 3}, "Tones has no option 'cuont'; did you mean 'count'. Known: count, splits"),
         ({"count": "many"}, r"make.init_args: .*count.*options of Tones: \(count: int, splits"),
         ({"splits": ["train"]}, "make.init_args: .*count"),
+        ({"count": None}, "make.init_args: count is null; give it a value, or leave it out"),
     ],
 )
 def test_wrong_options_name_the_right_ones(init_args, message):
     with pytest.raises(ValueError, match=message):
         build_source(spec(**init_args))
+
+
+def test_an_option_that_may_be_null_may_be():
+    assert build_source(spec(count=3, splits=None)).splits == ["train", "test"]
+
+
+def test_shards_of_other_options_are_not_taken_for_those_of_the_spec(tmp_path):
+    ensure(spec().with_root(tmp_path / "data"))
+    ensure(spec(count=3).with_root(tmp_path / "data"))
+    with pytest.raises(ValueError, match=r"data was made with .*'count': 3.* now says .*'count': 4.*; remove the fol"):
+        ensure(spec(count=4).with_root(tmp_path / "data"))
 
 
 def test_a_source_without_options_says_so():

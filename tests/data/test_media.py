@@ -28,7 +28,7 @@ def test_run_length_codes_as_text_are_those_of_coco():
 
 
 def test_masks_of_very_many_values_are_shares_of_one_colour():
-    pixels = media._mask_picture(np.linspace(0, 1, 101).reshape(1, 101))  # (1, 101, 4)
+    pixels = media.mask_picture(np.linspace(0, 1, 101).reshape(1, 101))  # (1, 101, 4)
     assert len(np.unique(pixels[..., :3].reshape(-1, 3), axis=0)) == 1
     assert (pixels[0, 0, 3], pixels[0, 50, 3], pixels[0, -1, 3]) == (0, 100, 200)
 
@@ -41,4 +41,4 @@ def test_arrays_that_are_no_masks_are_refused(mask):
 
 @pytest.mark.parametrize(("degrees", "colour"), [(0, (244, 37, 37)), (120, (37, 244, 37)), (240, (37, 37, 244))])
 def test_hues_of_masks_are_those_of_the_style_sheet(degrees, colour):
-    assert np.allclose(media._rgb(degrees), colour, atol=1)
+    assert np.allclose(media.rgb(degrees), colour, atol=1)

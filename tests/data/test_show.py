@@ -136,7 +136,7 @@ def test_pictures_are_on_the_page_as_they_are_in_the_shard(tmp_path):
     (shot,) = page.all("img")
     assert shot["src"] == "data:image/png;base64," + base64.b64encode(picture.data).decode()
     assert shot["alt"] == "3 x 2"
-    assert "width:192px" in shot["style"]  # small ones are enlarged
+    assert "width:255px" in shot["style"]  # small ones are enlarged
     assert not page.all("audio")
     for words in ("1 samples · 1 shards · 1 pictures", "<b>", "words"):
         assert words in words_of(page)
@@ -208,6 +208,48 @@ def test_events_stand_under_a_video_where_they_are(tmp_path):
     assert (bark["title"], bark["style"].partition(";background")[0]) == (
         "bark 0.50-1.00 s", "left:25.000%;width:25.000%"
     )  # fmt: skip
+
+
+def test_events_may_be_dictionaries_and_those_that_overlap_have_strips_of_their_own(tmp_path):
+    events = [
+        {"kind": "bell", "t0": 0, "t1": 1.5, "seen": False},
+        {"shape": "ring", "start": 1, "end": 2, "heard": True},
+        {"kind": "late", "t0": 1.5, "t1": 2},
+        {"kind": "junk", "t0": "x", "t1": 2},
+    ]
+    page = shown([plain(video=film(), info={"events": events})], tmp_path)
+    strips = [div["class"] for div in page.all("div") if "strip" in div.get("class", "")]
+    assert strips == ["strip events", "strip events 2"]
+    titles = [span["title"] for span in page.all("span") if "title" in span]
+    assert titles == ["bell, not seen 0.00-1.50 s", "late 1.50-2.00 s", "ring 1.00-2.00 s"]
+
+
+def test_masks_are_hidden_until_they_are_asked_for(tmp_path):
+    picture = png(np.zeros((2, 3, 3), np.uint8))
+    (switch,) = shown([plain(image=picture, mask=picture)], tmp_path).all("input")
+    assert switch == {"type": "checkbox"}  # not checked
+
+
+def test_small_videos_are_enlarged_with_sharp_pixels(tmp_path):
+    (video,) = shown([plain(video=film("libvpx-vp9", "webm"))], tmp_path).all("video")
+    assert video["style"] == "width:256px;image-rendering:pixelated"  # 64 x 48
+
+
+def test_each_of_several_data_sets_has_a_heading(tmp_path):
+    samples = [plain(text="a", __spec__="one"), plain(text="b", __spec__="<two>"), plain(text="c", __spec__="one")]
+    page = shown(samples, tmp_path)
+    assert [h["class"] for h in page.all("h2")] == ["spec", "spec"]
+    said = words_of(page)
+    assert said.index("one k") < said.index("c") < said.index("<two>")
+    assert not shown([plain(text="a", __spec__="one")], tmp_path).all("h2")
+
+
+def test_what_dictionaries_in_the_json_say_is_shown_too(tmp_path):
+    info = {"edit": {"instruction": "make it blue"}, "captions": {"en": "a", "de": "ein"}, "report": "no finding"}
+    said = words_of(shown([plain(text="a", info=info)], tmp_path))
+    for words in ("instruction make it blue", "de ein", "report no finding"):
+        assert words in said
+    assert "en a" not in said.partition("info")[0]  # it is the text
 
 
 def test_broken_pictures_and_videos_are_said_to_be(tmp_path):

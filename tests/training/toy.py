@@ -1,5 +1,7 @@
 """The smallest training that has everything a Trainer of mmflow gets: a line through random points."""
 
+import multiprocessing
+import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -153,8 +155,19 @@ def files(folder: Path) -> list[str]:
 
 
 def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:
-    """Run `function(rank, *arguments, port)` in two processes, with a port that they can meet on."""
+    """Run `function(rank, *arguments, port)` in two processes, with a port that they can meet on.
+
+    They are forked from a process that has imported Lightning, which takes seconds, once for all tests.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(function, (*arguments, port), nprocs=2)
+    multiprocessing.set_forkserver_preload(["lightning.pytorch"])
+    given = (dict(os.environ), function, *arguments, port)
+    torch.multiprocessing.start_processes(in_environment, given, nprocs=2, start_method="forkserver")
+
+
+def in_environment(rank: int, environment: dict[str, str], function: Callable[..., None], *arguments: Any) -> None:
+    """A forked process has the environment in which the server began, not that of this test."""
+    os.environ |= environment
+    function(rank, *arguments)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmflow.data.video import Video
-from mmflow.world import clips, pictures
+from mmflow.world import clips, language, pictures, sounds
 from mmflow.world.clips import WorldClips, draw_events, encode, frames, labels
 from mmflow.world.scene import COLOURS, Scene, SceneOptions, Sound, Thing, draw_scene, held_out
 
@@ -22,7 +22,7 @@ MOVING = Scene(
 
 @pytest.fixture(scope="module")
 def samples():
-    return [item.sample() for item in WorldClips(12, 4, 4, seed=1).items()]
+    return [item.sample() for item in WorldClips(12, 4, 4, seed=1, overlapping=0).items()]
 
 
 def decoded(data, rate):
@@ -116,13 +116,13 @@ def test_a_flash_and_its_sound_come_together():
 
 
 def test_the_sound_survives(samples):
-    for sample, item in zip(samples[:4], WorldClips(12, 4, 4, seed=1).items(), strict=False):
+    for sample in samples[:4]:
         scene = Scene.from_json(sample["json"]["scene"])
         heard = Video(sample["mp4"]).sound(0, scene.seconds).numpy()
         for event in sample["json"]["events"]:
             inside = heard[round(event["start"] * 16_000) + 160 : round(event["end"] * 16_000) - 160]
             if event["heard"] and event["shape"] in ("circle", "square", "triangle"):
-                assert 20 * np.log10(np.std(inside) / 0.1) == pytest.approx(event["gain"], abs=0.6), item.key
+                assert 20 * np.log10(np.std(inside) / 0.1) == pytest.approx(event["gain"], abs=0.6), sample["__key__"]
             if not event["heard"]:
                 assert np.std(inside) < 2e-3
 
@@ -265,10 +265,75 @@ def test_events_of_a_scene_fill_it_one_after_the_other():
         draw_events(draw, replace(scene, seconds=1), 3)
 
 
+def test_events_of_several_things_may_overlap():
+    """Those of one thing do not, all begin 0.4 s apart, and captions tell their order."""
+    overlapping = pairs = 0
+    for number in range(300):
+        draw = np.random.default_rng(number)
+        scene = draw_scene(draw, "train", SceneOptions((2, 3), seconds=2))
+        scene = draw_events(draw, scene, 3, overlap=True)
+        events = clips.events_of(scene)
+        assert len(events) == 3
+        for event, following in itertools.pairwise(events):
+            assert following["start"] - event["start"] > 0.39
+            overlapping += event["end"] > following["start"]
+            pairs += 1
+        for thing in scene.things:
+            assert all(b.start - a.end > 0.149 for a, b in itertools.pairwise(thing.sounds))
+        assert all(0.249 < event["end"] - event["start"] <= 1.001 and event["end"] <= 2 for event in events)
+        for long in (False, True):
+            assert language.score(language.caption(scene, draw, split="test", long=long), scene)["right"] == 1
+    assert overlapping > 0.3 * pairs
+    with pytest.raises(ValueError, match=r"6 events do not fit in 2 s; each needs 0.4 s"):
+        draw_events(draw, replace(scene, seconds=2), 6, overlap=True)
+
+
+def test_clips_overlap_as_often_as_asked_for():
+    def overlap(sample):
+        events = sample["json"]["events"]
+        return any(a["end"] > b["start"] for a, b in itertools.pairwise(events))
+
+    options = {"size": 32, "rate": 4, "things": (2, 3), "events": (3, 3)}
+    assert not any(overlap(item.sample()) for item in WorldClips(10, 0, 0, overlapping=0, **options).items())
+    assert sum(overlap(item.sample()) for item in WorldClips(10, 0, 0, overlapping=1, **options).items()) > 5
+
+
+def test_what_is_heard_and_seen_at_once_is_both_there():
+    """The loudness of both sounds adds up while both last, and both things flash in the same frame."""
+    circle = Thing("circle", "red", "big", 0.25, 0.5, 0.14, sounds=(Sound(0.25, 1.25, seen=True),))
+    triangle = Thing("triangle", "blue", "big", 0.75, 0.5, 0.14, sounds=(Sound(0.75, 1.75, seen=True),))
+    scene = Scene((circle, triangle), seconds=2)
+    video = Video(encode(frames(scene, 64, 8), 8, sounds.mix(scene, np.random.default_rng(0))))
+    heard = video.sound(0, 2).numpy()
+    loud = [np.std(heard[round(a * 16_000) : round(b * 16_000)]) for a, b in ((0.3, 0.7), (0.8, 1.2), (1.3, 1.7))]
+    assert loud == pytest.approx([0.1, 0.1 * 2**0.5, 0.1], rel=0.05)
+    shown = decoded(encode(frames(scene, 64, 8), 8), 8)
+    for column, during in ((16, range(2, 10)), (48, range(6, 14))):
+        lit = np.flatnonzero(shown[:, 32, column - 6 : column + 7].min(2).max(1) > 85)
+        assert lit.tolist() == list(during)
+
+
+def test_colours_of_a_file_are_exact_but_for_rounding():
+    """Planes as they are in the file, turned back by ITU-R BT.601 in floats; the rest is the decoder's rounding."""
+    errors = []
+    for colour in ((12, 12, 12), (70, 70, 70), *COLOURS.values()):
+        flat = np.empty((2, 64, 64, 3), np.uint8)
+        flat[:] = colour
+        with av.open(io.BytesIO(encode(flat, 8))) as container:
+            planes = next(container.decode(video=0)).to_ndarray().astype(float).reshape(-1)
+        y, u, v = planes[:4096].mean() - 16, planes[4096:5120].mean() - 128, planes[5120:].mean() - 128
+        rgb = [1.164384 * y + 1.596027 * v, 1.164384 * y - 0.391762 * u - 0.812968 * v, 1.164384 * y + 2.017232 * u]
+        errors.append(np.array(rgb) - colour)
+    assert np.abs(errors).max() < 1.8  # one level of Y, U and V is up to 2 of RGB
+    assert np.abs(np.mean(errors)) < 0.25
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": -1}, "train=-1 must be 0"),
+        ({"overlapping": 1.5}, r"overlapping=1.5 is a chance; it must be in 0\.\.1"),
+        ({"events": (3, 2)}, r"events=\(3, 2\) must be from at least 0 to at most 5"),
+        ({"train": -1}, "train=-1 must be in 0..10,000,000"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
         ({"size": 63}, r"size=63 must be even and in 32\.\.256"),
         ({"size": 512}, r"size=512 must be even and in 32\.\.256"),

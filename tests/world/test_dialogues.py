@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from mmflow.data.spec import DataSpec
 from mmflow.world import language, pictures
 from mmflow.world.dialogues import ANSWERS, MOST_CANDIDATES, OPENING, TEMPLATES, WorldDialogues, candidates, talk
 from mmflow.world.edits import place
-from mmflow.world.questions import alike, floors
+from mmflow.world.guessers import most_frequent
+from mmflow.world.questions import alike
 from mmflow.world.scene import COLOURS, SHAPES, SIZES, Scene, SceneOptions, Thing, draw_scene, held_out
 
 SCENE = Scene(
@@ -148,6 +150,33 @@ def test_and_asks_the_same_of_another():
     assert {"colour", "size", "place"} <= set(found)
 
 
+def test_after_another_thing_came_up_nothing_depends_on_which_it_is():
+    unclear = {"its-colour", "its-size", "its-shape", "its-place", "same", "nearest", "and"}
+    hints = 0
+    for _, told in drawn(1500):
+        hinted = False
+        for (_, answer), form in zip(told["dialogue"], told["question_types"], strict=True):
+            assert not (hinted and form in unclear), told["dialogue"]
+            hinted = (form in ("any", "same") and answer == "yes") or (hinted and form not in OPENING)
+            hints += hinted
+    assert hints > 500
+
+
+@pytest.mark.parametrize(
+    ("scene", "turns", "split", "message"),
+    [
+        (SCENE, 1, "train", r"turns=1 must be in 2\.\.5"),
+        (SCENE, 6, "train", r"turns=6 must be in 2\.\.5"),
+        (SCENE, 3, "dev", "split='dev' must be one of train, validation, test"),
+        (Scene(SCENE.things[:1]), 3, "train", r"two or more things .* not \['red circle'\]"),
+        (Scene((SCENE.things[0], replace(SCENE.things[0], x=0.8))), 3, "train", "draw a scene that is distinct"),
+    ],
+)
+def test_a_dialogue_that_cannot_be_is_said(scene, turns, split, message):
+    with pytest.raises(ValueError, match=message):
+        talk(scene, np.random.default_rng(0), turns, split)
+
+
 def test_after_a_no_another_colour_may_be_asked_for():
     for _, told in drawn(700):
         for (_, before), form, (_, _), following in zip(
@@ -193,19 +222,22 @@ def test_each_split_has_templates_of_its_own():
 
 
 def test_floors_are_those_of_the_spec_header():
-    rows = [
-        {"question_type": form, "form": form, "about": [question], "answer": answer}
-        for _, told in drawn(4000)
-        for (question, answer), form in zip(told["dialogue"], told["question_types"], strict=True)
+    dialogues = [told for _, told in drawn(2500)]
+    turns = [
+        [(form, *turn) for told in part for form, turn in zip(told["question_types"], told["dialogue"], strict=True)]
+        for part in (dialogues[::2], dialogues[1::2])
     ]
-    found = floors(rows)
+    usual = most_frequent(((form, question), answer) for form, question, answer in turns[0])
+    found = defaultdict(list)
+    for form, question, answer in turns[1]:
+        found[form].append(usual.get((form, question)) == answer)
     stated = {
         "colour": 0.15, "at": 0.02, "exists": 0.5, "exists-size": 0.5, "instead": 0.5, "its-colour": 0.13,
         "its-size": 0.5, "its-place": 0.2, "any": 0.57, "same": 0.7, "others": 0.35, "nearest": 0.17, "and": 0.1,
     }  # fmt: skip
     assert set(found) - {"its-shape"} == set(stated)  # which is rare
     for form, share in stated.items():
-        assert found[form]["question"] == pytest.approx(share, abs=0.075), form
+        assert np.mean(found[form]) == pytest.approx(share, abs=0.075), form
 
 
 # ---- answers to rank
@@ -274,7 +306,7 @@ def test_options_are_kept():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": -1}, "train=-1 must be 0"),
+        ({"train": -1}, "train=-1 must be in 0..10,000,000"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
         ({"size": 300}, r"size=300 pixels must be in 32\.\.256"),
         ({"things": (1, 4)}, r"things=\(1, 4\) must be from at least 2, for a dialogue"),

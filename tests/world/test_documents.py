@@ -24,12 +24,12 @@ from mmflow.world.documents import (
     CLIP_S,
     FORMS,
     TASKS,
+    TEMPLATES,
     WORDS,
     WorldDocuments,
     WorldEpisodes,
     changed,
     described,
-    opening,
     place,
 )
 from mmflow.world.scene import COLOURS, GAP, SHAPES, SIZES, Scene, Thing, held_out
@@ -126,7 +126,7 @@ def test_samples_are_the_same_bytes_in_another_process():
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        *((source, {"train": -1}, "train=-1 must be 0") for source in (WorldDocuments, WorldEpisodes)),
+        *((source, {"train": -1}, "train=-1 must be in 0..10,000,000") for source in (WorldDocuments, WorldEpisodes)),
         *((source, {"seed": -1}, "seed=-1 must be 0 or more") for source in (WorldDocuments, WorldEpisodes)),
         *((source, {"size": 31}, r"size=31 pixels must be in 32\.\.256") for source in (WorldDocuments, WorldEpisodes)),
         *((source, {"format": "gif"}, "format='gif' must be one of jpg") for source in (WorldDocuments, WorldEpisodes)),
@@ -196,18 +196,54 @@ def test_text_and_pictures_take_turns(made, request):
         texts = [part["text"] for part in sample["doc.json"][::2]]
         assert all("text" not in part for part in sample["doc.json"][1::2])
         assert [change["text"] for change in sample["json"]["changes"]] == texts[1:]
-        assert re.match("(First|At first|In the beginning) there was a ", texts[0])
-        assert all(re.fullmatch(r"(Then|After that|Next|In the end|At last) .*[^.]\.", text) for text in texts[1:])
+        assert len(filled(TEMPLATES["opening"], texts[0])) == 1
+        for text in texts[1:-1]:
+            assert len(filled(TEMPLATES["next"], text)) == 1
+        assert len(filled(TEMPLATES["last"], texts[-1])) == 1
+        assert not any(".." in text or "{" in text for text in texts)
 
 
-def test_the_opening_names_all_things_and_their_places():
-    text = opening(replace(SCENE, things=(RED, BLUE, replace(BLUE, x=0.5))), np.random.default_rng(0))
-    assert text.endswith(
-        " there was a big red circle at the top left, a small blue square on the right and a small blue square "
-        "in the middle."
-    )
+def filled(templates, text):
+    """(number, words) of the templates that give the text, words by the names of their places."""
+    patterns = [re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template)) for template in templates]
+    matches = ((number, re.fullmatch(pattern, text)) for number, pattern in enumerate(patterns))
+    return [(number, match.groupdict()) for number, match in matches if match]
+
+
+@pytest.mark.parametrize("made", ["stories", "with_clips"])
+def test_templates_that_are_held_out_are_in_their_split_alone(made, request):
+    new = Counter()
+    for split, sample in request.getfixturevalue(made):
+        told = sample["json"]
+        texts = [part["text"] for part in sample["doc.json"][::2]]
+        own = {"train": None, "validation": -2, "test": -1}[split]
+        parts = [(TEMPLATES["opening"], texts[0])]
+        for change, text in zip(told["changes"], texts[1:], strict=True):
+            joining = TEMPLATES["last" if text is texts[-1] else "next"]
+            ((_, words),) = filled(joining, text)
+            parts += [(joining, text), (TEMPLATES[change["kind"]], words["what"])]
+        for templates, text in parts:
+            numbers = {number for number, _ in filled(templates, text)}
+            if told["unseen_template"]:
+                assert len(templates) + own in numbers
+            else:
+                assert min(numbers) < len(templates) - 2
+        assert told["unseen"] or not told["unseen_template"]
+        new[split] += told["unseen_template"]
+    assert new["train"] == 0
+    assert made == "with_clips" or (10 < new["validation"] < 30 and 10 < new["test"] < 30)  # half of 40
+    assert all(len(set(templates)) == len(templates) >= 4 for templates in TEMPLATES.values())
+
+
+def test_the_opening_names_all_things_and_their_places(stories):
+    for _, sample in stories:
+        ((_, words),) = filled(TEMPLATES["opening"], sample["doc.json"][0]["text"])
+        told = [f"a {thing.size} {thing.colour} {thing.shape} {place(thing)}" for thing in scenes_of(sample)[0].things]
+        assert words["things"] == (f"{', '.join(told[:-1])} and {told[-1]}" if len(told) > 1 else told[0])
     assert place(replace(RED, x=0.5)) == "at the top"
     assert place(replace(RED, x=0.8, y=0.9)) == "at the bottom right"
+    assert place(replace(BLUE, x=0.5)) == "in the middle"
+    assert place(BLUE) == "on the right"
 
 
 def named(text, scene):
@@ -234,36 +270,35 @@ def test_each_change_is_the_only_one_and_is_as_told(made, request):
             earlier, shown = scenes[number - 1], scenes[number]
             before = [ended(thing, earlier.seconds) for thing in earlier.things]
             now = [ended(thing, 0) for thing in shown.things]
-            kind, i, text = change["kind"], change["thing"], change["text"].split(" ", 1)[1]
+            kind, i = change["kind"], change["thing"]
             kinds[kind] += 1
             start = replace(earlier, things=tuple(before))
+            ((_, joined),) = filled(TEMPLATES["last" if number == len(scenes) - 1 else "next"], change["text"])
+            words = filled(TEMPLATES[kind], joined["what"])[0][1]
             if kind == "come":
                 assert now[:-1] == before
                 assert i == len(now) - 1
-                assert f"a {now[i].size} {now[i].colour} {now[i].shape} came {place(now[i])}." in text
+                assert words == {"new": f"a {now[i].size} {now[i].colour} {now[i].shape}", "place": place(now[i])}
                 continue
-            name, verb, rest = re.fullmatch(r"(.*) (moved|flashed|turned|grew|shrank|went)(.*)\.", text).groups()
-            assert named(name, start) == [i]
+            assert named(words["thing"], start) == [i]
             others = [thing for j, thing in enumerate(before) if j != i]
             if kind == "go":
-                assert (verb, rest) == ("went", " away")
                 assert now == others
                 continue
             assert [thing for j, thing in enumerate(now) if j != i] == others
             old, new = before[i], now[i]
             if kind == "colour":
-                assert (verb, rest) == ("turned", f" {new.colour}")
+                assert words["colour"] == new.colour != old.colour
                 assert new == replace(old, colour=new.colour)
-                assert new.colour != old.colour
             elif kind == "size":
-                assert verb == {"big": "grew", "small": "shrank"}[new.size]
+                assert words.get("size", new.size) == new.size
+                assert words.get("grew", "grew" if new.size == "big" else "shrank") in joined["what"]
                 assert (new.radius > old.radius) == (new.size == "big")
                 assert new == replace(old, size=new.size, radius=new.radius)
             elif kind == "move":
                 end = ended(shown.things[i], shown.seconds)
-                assert (verb, way(old, end)) == ("moved", rest.replace("to the", "").strip())
+                assert words["way"].replace("to the ", "") == way(old, end)
             else:
-                assert (verb, rest) == ("flashed", " and made a sound")
                 (event,) = shown.things[i].sounds
                 assert event.heard
                 assert event.seen
@@ -413,6 +448,35 @@ def test_captions_follow_from_the_examples(episodes):
     assert ("validation", FORMS[-2]) in forms
     assert ("test", FORMS[-1]) in forms
     assert not {("validation", FORMS[-1]), ("test", FORMS[-2])} & forms
+
+
+@pytest.mark.parametrize("options", [{}, {"ways": (2, 2), "shots": (1, 1)}, {"ways": (4, 4), "shots": (2, 4)}])
+def test_an_episode_is_solved_from_its_examples_alone(options):
+    """By a solver that knows what things look like, but neither the task nor the split."""
+    for item in WorldEpisodes(16, 8, 8, seed=5, size=32, **options).items():
+        sample = item.sample()
+        things = {f"{i}.jpg": scene.things[0] for i, scene in enumerate(scenes_of(sample))}
+        parts = [next(iter(part.values())) for part in sample["doc.json"]]
+        shots, (image, prompt, answer) = parts[:-3], parts[-3:]
+        examples = [
+            (things[shown], text[len(prompt) + 1 : -1]) for shown, text in zip(shots[::2], shots[1::2], strict=True)
+        ]
+        assert solved(examples, things[image], prompt) == answer
+
+
+def solved(examples, query, prompt):
+    """Names stand for looks, answers for one attribute, captions for one order of words."""
+    if prompt.endswith("?"):
+        names = [
+            n for n in ("colour", "shape", "size", "column", "row") if all(getattr(t, n) == a for t, a in examples)
+        ]
+        (name,) = names
+        return getattr(query, name)
+    if prompt == "caption:":
+        (form,) = {form for form in FORMS if all(described(thing, form) == told for thing, told in examples)}
+        return described(query, form)
+    (name,) = {told for thing, told in examples if (thing.colour, thing.shape) == (query.colour, query.shape)}
+    return name
 
 
 def test_words_that_are_held_out_are_in_their_split_alone(episodes):

@@ -9,12 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from mmflow.data.make import build_source
 from mmflow.data.spec import DataSpec
-from mmflow.world import language, pictures
-from mmflow.world.edits import KINDS, TEMPLATES, Edit, WorldEdits, apply, draw_edit, fits, instruct, place, verify
+from mmflow.world import language, picture_reader, pictures
+from mmflow.world.edits import (
+    KINDS,
+    TEMPLATES,
+    Edit,
+    WorldEdits,
+    apply,
+    draw_edit,
+    fits,
+    instruct,
+    place,
+    read_style,
+    verify,
+)
 from mmflow.world.scene import COLOURS, SHAPES, SIZES, STYLES, Scene, SceneOptions, Thing, draw_scene, held_out
 
 RED = Thing("circle", "red", "big", 0.2, 0.2, 0.15)
@@ -203,9 +215,64 @@ def test_the_edits_of_samples_are_verified(samples):
     for _, sample in samples:
         before, after, edit = parts(sample)
         assert apply(before, edit) == after
-        assert verify(before, after.things[::-1], edit) == {"changed": 1, "kept": 1}
-        unedited = verify(before, before.things, edit)
-        assert unedited == {"changed": edit.kind == "restyle", "kept": 1}
+        assert verify(before, after.things[::-1], edit, after.style) == {"changed": 1, "kept": 1}
+        assert verify(before, before.things, edit, before.style) == {"changed": 0, "kept": 1}
+        assert verify(before, before.things, edit) == {"changed": 0, "kept": 1}
+
+
+@pytest.mark.parametrize(
+    ("edit", "wrong"),
+    [
+        (Edit("recolour", 0, colour="cyan"), (RED, replace(BLUE, colour="cyan"))),
+        (Edit("reshape", 1, shape="ring"), (replace(RED, shape="ring"), BLUE)),
+        (Edit("resize", 1, size="big", radius=0.15), (replace(RED, size="small", radius=0.09), BLUE)),
+        (Edit("move", 0, x=0.5, y=0.5), (RED, replace(BLUE, x=0.5, y=0.5))),
+    ],
+)
+def test_the_wrong_thing_edited_is_not_done_and_one_of_seven_not_kept(edit, wrong):
+    assert verify(SCENE, wrong, edit) == {"changed": 0, "kept": pytest.approx(6 / 7)}
+
+
+def test_the_wrong_thing_removed_or_the_right_one_carried_off_is_not_done():
+    remove = Edit("remove", 0)
+    assert verify(SCENE, (RED,), remove) == {"changed": 0, "kept": 0}
+    assert verify(SCENE, (BLUE, replace(RED, x=0.8)), remove) == {"changed": 0, "kept": 1}
+    assert verify(SCENE, (), remove) == {"changed": 1, "kept": 0}
+
+
+def test_what_is_added_swapped_or_restyled_wrongly_is_not_done():
+    assert verify(SCENE, (RED, BLUE, replace(NEW, x=0.2, y=0.8)), Edit("add", new=NEW)) == {"changed": 0, "kept": 1}
+    assert verify(SCENE, (RED, BLUE, replace(NEW, colour="red")), Edit("add", new=NEW)) == {"changed": 0, "kept": 1}
+    three = replace(SCENE, things=(RED, BLUE, NEW))
+    other = apply(three, Edit("swap", 1, 2))
+    assert verify(three, other.things, Edit("swap", 0, 1)) == {"changed": 0, "kept": pytest.approx(9 / 10)}
+    restyle = Edit("restyle", style="striped")
+    assert verify(SCENE, SCENE.things, restyle, "striped") == {"changed": 1, "kept": 1}
+    for style in ("flat", "shaded", None):
+        assert verify(SCENE, SCENE.things, restyle, style) == {"changed": 0, "kept": 1}
+    assert verify(SCENE, (RED,), restyle, "striped") == {"changed": 1, "kept": 0.5}
+
+
+# ---- styles
+
+
+@pytest.mark.parametrize("blur", [0.0, 0.7])
+def test_styles_are_read_from_pixels(blur):
+    """With the true things from the sharp picture always; with things as they are read from 95 and 90 %."""
+    right = []
+    for number in range(30):
+        scene = draw_scene(np.random.default_rng(number), "test", SceneOptions())
+        shown = Image.fromarray(pictures.render(scene, 64)).filter(ImageFilter.GaussianBlur(blur))
+        pixels = np.asarray(shown)
+        assert blur or read_style(pixels, scene.things) == scene.style
+        right.append(read_style(pixels, picture_reader.read_picture(pixels)) == scene.style)
+    assert np.mean(right) >= (0.9 if blur else 0.95)
+
+
+def test_no_thing_has_no_style():
+    blank = np.zeros((64, 64, 3), np.uint8)
+    assert read_style(blank, []) is None
+    assert read_style(blank, [replace(RED, x=3.0)]) is None
 
 
 # ---- the source
@@ -259,7 +326,7 @@ def test_options_are_kept():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": -1}, "train=-1 must be 0"),
+        ({"train": -1}, "train=-1 must be in 0..10,000,000"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
         ({"size": 16}, r"size=16 pixels must be in 32\.\.256"),
         ({"things": (3, 12)}, "at most 9: more do not fit"),

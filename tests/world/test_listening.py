@@ -396,7 +396,7 @@ def test_the_size_is_about_that_of_the_members(source, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"test": -2}, "test=-2 must be 0"),
+        ({"test": -2}, "test=-2 must be in 0..10,000,000"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
         ({"scale": 0}, r"scale=0 must be in 1\.\.4, for 64 to 256 pixels"),
         ({"rate": 31}, r"rate=31 pictures/s must be in 1\.\.30"),

@@ -1,5 +1,4 @@
 import io
-import itertools
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from PIL import Image
 from mmflow.data.make import build_source
 from mmflow.data.spec import DataSpec
 from mmflow.world import pictures, questions
+from mmflow.world.guessers import most_frequent
 from mmflow.world.questions import (
     CLIP_KINDS,
     FORMS,
@@ -26,10 +26,8 @@ from mmflow.world.questions import (
     WorldReasoning,
     ask,
     draw_question,
-    floors,
-    follows,
 )
-from mmflow.world.scene import COLOURS, SHAPES, SIZES, Scene, SceneOptions, Sound, Thing, draw_scene, held_out
+from mmflow.world.scene import COLOURS, SHAPES, SIZES, Scene, SceneOptions, Thing, draw_scene, held_out
 
 # A big red circle at the top left, a small blue circle below it, a small red square on the right.
 SCENE = Scene(
@@ -39,16 +37,6 @@ SCENE = Scene(
         Thing("square", "red", "small", 0.8, 0.5, 0.09),
     )
 )
-ROW = "From left to right there are a big red circle, a small blue circle and a small red square. "
-FLASH = Sound(0.0, 0.1, heard=False, seen=True)
-HEARD = Scene(
-    (
-        Thing("circle", "red", "big", 0.2, 0.2, 0.15, "right", 0.1, (Sound(1.0, 1.5), Sound(2.0, 2.5))),
-        Thing("square", "blue", "small", 0.8, 0.8, 0.09, sounds=(FLASH, Sound(0.2, 0.6))),
-        Thing("ring", "green", "small", 0.8, 0.2, 0.09, sounds=(FLASH,)),
-    ),
-    seconds=3,
-)  # fmt: skip
 
 
 def drawn(count, split="train", kinds=PICTURE_KINDS, options=None):
@@ -155,21 +143,6 @@ def test_places_are_not_asked_for_where_it_cannot_be_seen():
         assert not possible(form, moving), form
 
 
-def test_what_is_heard_and_what_moves():
-    assert possible("first", HEARD) == {("blue",)}
-    assert possible("before", HEARD) == {("the circle", "the square", "no"), ("the square", "the circle", "yes")}
-    assert possible("sounding", HEARD) == set()
-    one = replace(HEARD, things=(HEARD.things[0], HEARD.things[2]))
-    assert possible("sounding", one) == {("red",)}
-    assert possible("first", one) == set()
-    assert possible("direction", HEARD) == {("the circle", "right")}
-    assert possible("moves", HEARD) == {("the circle", "yes"), ("the square", "no"), ("the ring", "no")}
-    together = replace(HEARD.things[0], sounds=(Sound(0.3, 1),))
-    assert possible("first", replace(HEARD, things=(together, *HEARD.things[1:]))) == set()
-    asked = ask(HEARD, np.random.default_rng(0), CLIP_KINDS, "train")
-    assert [one["question_type"] for one in asked] == ["motion", "order"]
-
-
 def test_ask_gives_one_question_of_each_kind_with_each_answer_as_likely():
     draw = np.random.default_rng(0)
     counts = defaultdict(Counter)
@@ -183,19 +156,35 @@ def test_ask_gives_one_question_of_each_kind_with_each_answer_as_likely():
             assert one["answer"] == answer(one["form"], one["about"], SCENE)
     for kind in ("existence", "size", "relation", "comparison", "same"):
         assert 160 < counts[kind]["yes"] + counts[kind]["small"] < 240, kind
-    with pytest.raises(ValueError, match=r"kinds=\['smell'\] must be one or more of existence"):
+    with pytest.raises(ValueError, match=r"kinds=\['smell'\] must be a list of one or more of existence"):
         ask(SCENE, draw, ["smell"], "train")
     with pytest.raises(ValueError, match="each once"):
         ask(SCENE, draw, ["size", "size"], "train")
+    with pytest.raises(ValueError, match="kinds=size must be a list of one or more of existence"):
+        ask(SCENE, draw, "size", "train")
+    with pytest.raises(ValueError, match="split='dev' must be one of train, validation, test"):
+        ask(SCENE, draw, ["size"], "dev")
 
 
-# ---- floors
+# ---- what the questions alone tell
+
+
+def guessed(asked):
+    """Type of question -> share that is right by its most frequent answer, and by that to the form with its words."""
+    found = defaultdict(list)
+    by_type = most_frequent((one["question_type"], one["answer"]) for one in asked[::2])
+    by_text = most_frequent(((one["form"], *one["about"]), one["answer"]) for one in asked[::2])
+    for one in asked[1::2]:
+        usual = by_type.get(one["question_type"])
+        text = by_text.get((one["form"], *one["about"]), usual)
+        found[one["question_type"]].append((usual == one["answer"], text == one["answer"]))
+    return {kind: np.mean(hits, axis=0) for kind, hits in found.items()}
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_most_frequent_answer_to_a_form_is_near_chance(split):
     rows = defaultdict(list)
-    for _, asked in drawn(3000, split, (*PICTURE_KINDS, *REASONING_KINDS[1:])):
+    for _, asked in drawn(1500, split, (*PICTURE_KINDS, *REASONING_KINDS[1:])):
         rows[asked["form"]].append(asked["answer"])
     chance = {
         "exists": 0.5, "count": 0.25, "count-colour": 0.25, "count-shape": 0.25, "colour": 1 / 6, "shape": 1 / 4,
@@ -218,20 +207,11 @@ def test_the_most_frequent_answer_to_a_form_is_near_chance(split):
     ],
 )  # fmt: skip
 def test_floors_are_those_of_the_spec_header(stated):
-    found = floors([asked for _, asked in drawn(600 * len(stated), kinds=list(stated))])
+    found = guessed([asked for _, asked in drawn(300 * len(stated), kinds=list(stated))])
     assert set(found) == set(stated)
     for kind, share in stated.items():
-        error = (share * (1 - share) / 300) ** 0.5
-        assert found[kind]["question"] < share + 0.01 + 3 * error, kind
-        assert found[kind]["majority"] < share + 0.01 + 3 * error, kind
-
-
-def test_floors_are_counted():
-    row = {"question_type": "size", "form": "size"}
-    rows = [row | {"about": ["a"], "answer": "big"}] * 4 + [row | {"about": ["b"], "answer": "small"}] * 2
-    rows += [row | {"about": ["c"], "answer": "big"}] * 2
-    assert floors(rows) == {"size": {"majority": 0.75, "question": 1.0}}
-    assert floors([*rows[:4], rows[6], row | {"about": ["d"], "answer": "big"}])["size"]["question"] == 1.0
+        error = (share * (1 - share) / 150) ** 0.5
+        assert (found[kind] < share + 0.01 + 3 * error).all(), kind
 
 
 # ---- what is held out
@@ -274,67 +254,6 @@ def test_yes_and_no_are_as_likely_for_pairs_that_are_held_out():
             answers[asked["answer"]] += 1
     assert sum(answers.values()) > 300
     assert 0.38 < answers["yes"] / sum(answers.values()) < 0.62
-
-
-# ---- explanations
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_explanations_follow(split):
-    kinds = set()
-    for scene, asked in drawn(800, split, REASONING_KINDS):
-        explanation = asked["explanation"]
-        assert follows(explanation, scene), explanation
-        assert explanation.endswith(f"So the answer is {asked['answer']}.")
-        assert 2 <= len(re.findall(r"\.(?= |$)", explanation)) - 1 <= 4
-        kinds.add(asked["question_type"])
-    assert kinds == set(REASONING_KINDS)
-
-
-def test_an_explanation_of_another_scene_does_not_follow():
-    several = drawn(300, "train", REASONING_KINDS)
-    wrong = [follows(asked["explanation"], other) for (_, asked), (other, _) in itertools.pairwise(several)]
-    assert np.mean(wrong) < 0.15  # zero counts are often the same
-
-
-@pytest.mark.parametrize(
-    ("explanation", "right"),
-    [
-        ("There are 2 red shapes. There is 1 blue shape. 2 is more than 1. So the answer is yes.", True),
-        ("There are 2 red shapes. There is 1 blue shape. 2 is more than 1. So the answer is no.", False),
-        ("There are 3 red shapes. There is 1 blue shape. 3 is more than 1. So the answer is yes.", False),
-        ("There are 2 red shapes. There is 1 blue shape. 2 is not more than 1. So the answer is no.", False),
-        ("There are 3 shapes. There are 2 circles. 3 - 2 = 1. So the answer is 1.", True),
-        ("There are 3 shapes. There are 2 circles. 3 - 2 = 2. So the answer is 2.", False),
-        ("There are 2 circles. There are 2 red shapes. There is 1 red circle. 2 + 2 - 1 = 3. So the answer is 3.",
-         True),
-        (ROW + "The shape furthest left is the big red circle. Its colour is red. So the answer is red.", True),
-        ("From left to right there are a small blue circle, a big red circle and a small red square. "
-         "The shape furthest left is the big red circle. Its colour is red. So the answer is red.", False),
-        ("From left to right there are a big red circle and a small red square. Its colour is red. "
-         "So the answer is red.",
-         False),
-        ("From the small red square it is 0.63 to the small blue circle and 0.67 to the big red circle. "
-         "The shape nearest to the small red square is the small blue circle. Its colour is blue. "
-         "So the answer is blue.", True),
-        ("From the small red square it is 0.53 to the small blue circle and 0.67 to the big red circle. "
-         "The shape nearest to the small red square is the small blue circle. Its colour is blue. "
-         "So the answer is blue.", False),
-        ("The shape nearest to the small red square is the big red circle. Its colour is red. So the answer is red.",
-         False),
-        ("The square is red. There are 2 red shapes. 2 is more than 1. So the answer is yes.", True),
-        ("The circle is red. There are 2 red shapes. 2 is more than 1. So the answer is yes.", False),
-        ("There are 2 pink shapes. So the answer is 2.", False),
-        ("From the square it is far to the circle. So the answer is 2.", False),
-        ("The shape nearest to the moon is the square. So the answer is red.", False),
-        ("I do not know. So the answer is 2.", False),
-        ("So the answer is 2.", False),
-        ("There are 2 circles.", False),
-        ("", False),
-    ],
-)  # fmt: skip
-def test_each_step_is_checked(explanation, right):
-    assert follows(explanation, SCENE) == right
 
 
 # ---- the sources
@@ -408,14 +327,14 @@ def test_options_are_kept():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": -1}, "train=-.* must be 0"),
+        ({"train": -1}, "train=-.* must be in 0"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
         ({"size": 31}, r"size=31 pixels must be in 32\.\.256"),
         ({"size": 512}, r"size=512 pixels must be in 32\.\.256"),
         ({"things": (1, 10)}, "at most 9: more do not fit"),
         ({"questions": 0}, "questions=0 about a picture must be 1 or more"),
-        ({"kinds": ["smell"]}, r"kinds=\['smell'\] must be one or more of existence"),
-        ({"kinds": []}, r"kinds=\[\] must be one or more of"),
+        ({"kinds": ["smell"]}, r"kinds=\['smell'\] must be a list of one or more of existence"),
+        ({"kinds": []}, r"kinds=\[\] must be a list of one or more of"),
         ({"kinds": ["motion"]}, "kind 'motion' need scenes in which they have several answers, which stills"),
         ({"kinds": ["order"]}, "questions of kind 'order' need scenes"),
         ({"things": (1, 1)}, r"questions of kind 'relation' need scenes .* things=\(1, 1\)"),
@@ -430,10 +349,18 @@ def test_impossible_options_are_said(options, message):
 
 
 def test_what_no_scene_has_is_said(monkeypatch):
-    monkeypatch.setattr(questions, "TRIES", 2)
-    options = SceneOptions(things=(1, 1), seconds=1.0, moving=0.5)
-    with pytest.raises(ValueError, match="'sounding' cannot be asked of scenes"):
-        draw_question(np.random.default_rng(0), "train", ["sounding"], options)
+    draw = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="no question of kind 'sounding' has several answers in scenes with Scene"):
+        draw_question(draw, "train", ["sounding"], SceneOptions(things=(1, 1), seconds=1.0))
+    with pytest.raises(ValueError, match="no question of kind 'place' has several answers"):
+        draw_question(draw, "train", ["place"], SceneOptions(seconds=1.0, moving=1.0))
+    with pytest.raises(ValueError, match="split='dev' must be one of"):
+        draw_question(draw, "dev", ["size"], SceneOptions())
+    with pytest.raises(ValueError, match=r"kinds=\[\] must be a list"):
+        draw_question(draw, "train", [], SceneOptions())
+    monkeypatch.setattr(questions, "CLIP_TRIES", 2)
+    with pytest.raises(ValueError, match="'only-one' cannot be asked of scenes"):  # nothing sounds in these
+        questions.draw_of_form(draw, "train", "only-one", SceneOptions(seconds=1.0))
 
 
 def test_the_size_is_about_that_of_the_members():

@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +129,67 @@ def test_each_kind_of_finding_is_to_be_seen(kind, modality):
         assert not changed[:, 32:].any()
 
 
+WHITER = 172  # grey level that no tissue has
+RIMS = {
+    "effusion": 6.2,
+    "fracture": -1.1,
+    "cyst": 4.0,
+    "nodule": 2.7,
+}  # mm of blurred rims that are darker, at 128 pixels
+
+
+def read_scan(pixels):
+    """(kind, side, level) -> size, x, y in mm: of each field what is whiter than tissue, told apart by its form."""
+    pixel = WIDTH / len(pixels)
+    at = (np.arange(len(pixels)) + 0.5) * pixel - WIDTH / 2
+    x, y = np.meshgrid(at, at)
+    white = (pixels > WHITER) & (abs(x) > 30) & (abs(x) < 135) & (y < 100) & (y > -125)
+    found = {}
+    for side, level in PLACES:
+        own = white & ((x < 0) == (side == "left")) & ((y < -30) == (level == "upper"))
+        if own.sum() < 3:
+            continue
+        across, down = x[own], y[own]
+        wide, high = np.ptp(across) + pixel, np.ptp(down) + pixel
+        away = np.hypot(across - across.mean(), down - down.mean())
+        middle = (across.min() + across.max()) / 2, (down.min() + down.max()) / 2
+        if down.max() > 58:
+            kind, size, middle = "effusion", high, (np.median(across), down.min() - 2.4)
+        elif high < 0.8 * wide:
+            kind, size = "fracture", wide
+        elif own.sum() * pixel**2 > 0.64 * wide * high:
+            kind, size = "nodule", 3 * away.mean()  # of a disc, two thirds of the radius
+        elif away.min() > 0.35 * away.max():
+            kind, size = "cyst", 2 * away.mean()
+        else:
+            kind, size = "fracture", wide
+        found[kind, side, level] = (size + RIMS[kind], *middle)
+    return found
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_reader_of_pixels_finds_what_the_report_tells(modality):
+    """Kinds and fields of 97 % of the scans; of what is found, 95 % of the sizes within 4 mm, centres within 6 mm."""
+    right, sizes, places = [], [], []
+    for number in range(120):
+        patient = draw_patient(np.random.default_rng([5, number]), ("train", "test")[number % 2])
+        seen = read_scan(scan(patient, modality, 128))
+        true = {(found.kind, found.side, found.level): found for found in patient.findings}
+        right.append(set(seen) == set(true))
+        for key in set(seen) & set(true):
+            size, x, y = seen[key]
+            sizes.append(abs(size - true[key].size) < 4)
+            places.append(np.hypot(x - true[key].x, y - true[key].y) < 6)
+            words = f"a {key[0]} of {true[key].size} mm in the {key[1]} {key[2]} field"
+            if key[0] == "effusion":
+                words = f"an effusion on the {key[1]} that is {true[key].size} mm high"
+            assert words in report(patient, modality)
+    assert np.mean(right) >= 0.97
+    assert len(sizes) > 170
+    assert np.mean(sizes) >= 0.95
+    assert np.mean(places) >= 0.95
+
+
 def test_a_cyst_is_hollow_and_a_nodule_is_not():
     levels = {}
     for kind in ("nodule", "cyst"):
@@ -223,29 +283,6 @@ def test_templates_that_are_held_out_are_in_their_split_alone(questions):
     assert near(new["test"] / 2400, 0.5, 2400)
 
 
-def test_floors_are_those_of_the_spec(questions):
-    """The accuracy of the most frequent answer to each question: where it was counted about what the spec says, for
-    other patients not more."""
-    said = re.search(r"# Floors:(.*?)\nname", Path("data_specs/world_scans.yaml").read_text(), re.DOTALL)[1]
-    floors = {kind: float(share) for kind, share in re.findall(r"(\w+) (\.\d\d)", said)}
-    assert set(floors) == set(TEMPLATES)
-    assert floors.pop("modality") == pytest.approx(0.5, abs=0.02)  # here all are of one
-    train = [asked for _, split, asked in questions if split == "train"]
-    learnt, half = most_frequent(train), most_frequent(train[: len(train) // 2])
-    for kind, floor in floors.items():
-        own = [learnt[a["question"]] == a["answer"] for a in train if a["question_type"] == kind]
-        other = [half.get(a["question"]) == a["answer"] for a in train[len(train) // 2 :] if a["question_type"] == kind]
-        assert abs(np.mean(own) - floor) < 3 * (floor * (1 - floor) / len(own)) ** 0.5
-        assert np.mean(other) < floor + 3 * (floor * (1 - floor) / len(other)) ** 0.5
-
-
-def most_frequent(asked):
-    answers = defaultdict(Counter)
-    for one in asked:
-        answers[one["question"]][one["answer"]] += 1
-    return {question: count.most_common(1)[0][0] for question, count in answers.items()}
-
-
 # ---- the source
 
 
@@ -334,13 +371,13 @@ def test_options_are_kept():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": -1}, "train=-1 must be 0"),
+        ({"train": -1}, "train=-1 must be in 0..10,000,000"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
         ({"size": 257}, r"size=257 pixels must be in 32\.\.256"),
         ({"size": 63}, "size=63 pixels must be 64 or more, or findings cannot be seen"),
         ({"format": "dcm"}, "format='dcm' must be one of jpg, png"),
-        ({"scans": 0}, "scans=0 and questions=4 must be 1 or more"),
-        ({"questions": 0}, "scans=2 and questions=0 must be 1 or more"),
+        ({"scans": 0}, "scans=0 and questions=4 must be in 1..100"),
+        ({"questions": 0}, "scans=2 and questions=0 must be in 1..100"),
         ({"modalities": []}, r"modalities=\[\] must be one or more of bright-bone, soft-tissue"),
         ({"modalities": ["x-ray"]}, r"modalities=\['x-ray'\] must be one or more"),
         ({"modalities": ["soft-tissue"] * 2}, "each once"),

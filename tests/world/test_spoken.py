@@ -136,7 +136,7 @@ def test_the_spec_names_this_source_and_its_arguments():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"train": -1}, "train=-1 must be 0"),
+        ({"train": -1}, "train=-1 must be in 0..10,000,000"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
         ({"languages": ["en", "xx"]}, r"languages=\['en', 'xx'\] must be one or more of en, de, fr, es, it, nl"),
         ({"languages": []}, r"languages=\[\] must be one or more of"),

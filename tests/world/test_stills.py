@@ -12,7 +12,19 @@ from mmflow.data.make import build_source
 from mmflow.data.spec import DataSpec
 from mmflow.world import language, pictures
 from mmflow.world.scene import COLOURS, SHAPES, Background, Scene, Thing, held_out
-from mmflow.world.stills import KINDS, PALETTE, WorldPictures, WorldStructures, objects, structure
+from mmflow.world.stills import (
+    KINDS,
+    PALETTE,
+    TO_MAP,
+    TO_PICTURE,
+    WorldPictures,
+    WorldStructures,
+    objects,
+    read_segmentation,
+    read_skeleton,
+    score_structure,
+    structure,
+)
 
 SCENE = Scene(
     (Thing("square", "red", "big", 0.4, 0.5, 0.2), Thing("circle", "blue", "small", 0.7, 0.5, 0.2)),
@@ -59,8 +71,10 @@ def test_pairs_that_are_held_out_are_in_their_split_alone(made, request):
     for split, sample in request.getfixturevalue(made):
         homes = {held_out(thing.colour, thing.shape) for thing in scene_of(sample).things}
         assert homes <= {None, split}
-        assert sample["json"]["unseen"] == (split in homes)
-        unseen[split] += sample["json"]["unseen"]
+        new = sample["json"].get("unseen_template", False)
+        assert sample["json"]["unseen"] == (split in homes or new)
+        assert not (split == "train" and new)
+        unseen[split] += split in homes
     assert unseen["train"] == 0
     for split in ("validation", "test"):  # half of them, within three standard errors
         assert abs(unseen[split] / COUNTS[split] - 0.5) < 3 * 0.5 / COUNTS[split] ** 0.5
@@ -85,8 +99,8 @@ def test_samples_are_the_same_bytes_in_another_process():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": -1}, "train=-1 must be 0"),
-        ({"test": -2}, "test=-2 must be 0"),
+        ({"train": -1}, "train=-1 must be in 0..10,000,000"),
+        ({"test": -2}, "test=-2 must be in 0..10,000,000"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
         ({"size": 31}, r"size=31 pixels must be in 32\.\.256; smaller shapes cannot be told apart"),
         ({"size": 257}, r"size=257 pixels must be in 32\.\.256"),
@@ -264,12 +278,127 @@ def test_pairs_go_both_ways_and_tell_the_colours(structures):
         assert ways == there | {(kind, name, "0.jpg") for kind, name in told["maps"].items()}
         assert len(told["pairs"]) == 6
         for pair in told["pairs"]:
-            assert {"segmentation": "segmentation map", "edges": "outlines", "skeleton": "skeletons"}[
-                pair["kind"]
-            ] in pair["instruction"]
+            said = {"segmentation": "segmentation map", "edges": "outline", "skeleton": "skeleton"}[pair["kind"]]
+            assert said in pair["instruction"]
             assert pair["instruction"].endswith(f": {sample['txt']}") == (pair["target"] == "0.jpg")
         named = [phrase.split()[1:] for phrase in sample["txt"].split(", ")]
         assert named == [[thing.size, thing.colour, thing.shape] for thing in scene_of(sample).things]
+
+
+def test_instructions_that_are_held_out_are_in_their_split_alone(structures):
+    numbers = {"train": set(), "validation": set(), "test": set()}
+    new = {"validation": 0, "test": 0}
+    for split, sample in structures:
+        told = sample["json"]
+        for pair in told["pairs"]:
+            words = pair["instruction"].split(":")[0]
+            templates = TO_PICTURE if pair["target"] == "0.jpg" else TO_MAP
+            said = {"segmentation": "segmentation map", "edges": "outline", "skeleton": "skeleton"}[pair["kind"]]
+            number = [template.format(kind=said) for template in templates].index(words)
+            numbers[split].add(number)
+            assert (number > 2) == told["unseen_template"]
+        if split != "train":
+            new[split] += told["unseen_template"]
+    assert numbers == {"train": {0, 1, 2}, "validation": {0, 1, 2, 3}, "test": {0, 1, 2, 4}}
+    assert 10 < new["validation"] < 30  # half of 40
+    assert 10 < new["test"] < 30
+    assert len(set(TO_PICTURE)) == len(set(TO_MAP)) == 5
+
+
+# ---- maps that something has drawn
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_true_map_has_full_marks(structures, kind):
+    for _, sample in structures[:40]:
+        scores = score_structure(structure(scene_of(sample), 64, kind), scene_of(sample), kind)
+        assert set(scores.values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "scores"),
+    [
+        ("segmentation", {"iou": 0, "things": 0}),
+        ("edges", {"precision": 0, "recall": 0, "f1": 0}),
+        ("skeleton", {"precision": 0, "recall": 0, "f1": 0, "things": 0}),
+    ],
+)
+def test_an_empty_map_has_none(kind, scores):
+    found = score_structure(np.zeros((100, 100, 3), np.uint8), SCENE, kind)
+    shown = (pictures.segmentation(SCENE, 100) > 0).mean()
+    if kind == "segmentation":
+        scores = scores | {"pixels": pytest.approx(1 - shown)}
+    assert found == scores
+
+
+SQUARE = Scene((Thing("square", "red", "big", 0.5, 0.5, 0.2),))  # of 34 x 34 pixels in 100
+
+
+def test_a_segmentation_that_is_off_by_hand():
+    """Moved by 17 of 34 pixels a third of what either covers is of both; another shape's colour is no hit at all."""
+    moved = np.roll(structure(SQUARE, 100, "segmentation"), 17, axis=1)
+    assert score_structure(moved, SQUARE, "segmentation") == {
+        "pixels": pytest.approx(1 - 34 * 34 / 10_000), "iou": pytest.approx(1 / 3), "things": 0
+    }  # fmt: skip
+    wrong = np.zeros((100, 100, 3), np.uint8)
+    wrong[33:67, 33:67] = PALETTE[1 + SHAPES.index("ring")]
+    assert score_structure(wrong, SQUARE, "segmentation") == {
+        "pixels": pytest.approx(1 - 34 * 34 / 10_000), "iou": 0, "things": 0
+    }  # fmt: skip
+    near = structure(SQUARE, 100, "segmentation").astype(int) + 25  # colours need not be exact
+    assert score_structure(near.astype(np.uint8), SQUARE, "segmentation") == {"pixels": 1, "iou": 1, "things": 1}
+
+
+@pytest.mark.parametrize(("moved", "share"), [(1, 1.0), (2, 68 / 132), (50, 0.0)])
+def test_outlines_that_are_off_by_hand(moved, share):
+    """Of 4 x 33 edge pixels; moved by two, 33 of the upper side, 33 of the lower one and the two next to them on the
+    left are still beside true ones."""
+    found = score_structure(np.roll(structure(SQUARE, 100, "edges"), moved, axis=1), SQUARE, "edges")
+    assert found["precision"] == found["recall"] == found["f1"] == pytest.approx(share)
+
+
+def test_half_of_an_outline_is_all_right_but_half_found():
+    half = structure(SQUARE, 100, "edges")
+    half[:, 50:] = 0
+    found = score_structure(half, SQUARE, "edges")
+    assert found["precision"] == 1
+    assert found["recall"] == pytest.approx(0.5, abs=0.02)
+    assert found["f1"] == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_keypoints_are_read_to_a_third_of_a_pixel():
+    for shape in SHAPES:
+        thing = Thing(shape, "red", "big", 0.43, 0.52, 0.14)
+        points = read_skeleton(structure(Scene((thing,)), 64, "skeleton"))
+        true = np.array(pictures.keypoints(thing))
+        assert len(points) == len(true)
+        far = np.linalg.norm(true[:, None] - np.array(points)[None], axis=2)
+        assert far.min(1).max() * 64 < 0.34
+
+
+def test_a_skeleton_that_is_off_by_hand():
+    """A square has 5 keypoints; moved by more than is CLOSE none is right, and with a ring beside it 5 of 13 are."""
+    shown = structure(SQUARE, 100, "skeleton")
+    assert score_structure(np.roll(shown, 2, axis=0), SQUARE, "skeleton")["f1"] == 1
+    assert score_structure(np.roll(shown, 4, axis=0), SQUARE, "skeleton")["f1"] == 0
+    ring = Thing("ring", "blue", "small", 0.85, 0.85, 0.1)
+    both = structure(Scene((*SQUARE.things, ring)), 100, "skeleton")
+    assert score_structure(both, SQUARE, "skeleton") == {
+        "precision": pytest.approx(5 / 13), "recall": 1, "f1": pytest.approx(10 / 18), "things": 1
+    }  # fmt: skip
+    alone = score_structure(shown, Scene((*SQUARE.things, ring)), "skeleton")
+    assert alone == {"precision": 1, "recall": pytest.approx(5 / 13), "f1": pytest.approx(10 / 18), "things": 0.5}
+
+
+def test_maps_that_cannot_be_scored_are_said():
+    with pytest.raises(ValueError, match="kind='depth' must be one of segmentation, edges, skeleton"):
+        score_structure(np.zeros((64, 64), np.uint8), SCENE, "depth")
+    with pytest.raises(ValueError, match=r"a map of float64 \(64, 64\) must be uint8 \(H, H, 3\) or \(H, H\)"):
+        score_structure(np.zeros((64, 64)), SCENE, "edges")
+    with pytest.raises(ValueError, match=r"a map of uint8 \(64, 32\) must be"):
+        score_structure(np.zeros((64, 32), np.uint8), SCENE, "edges")
+    with pytest.raises(ValueError, match=r"a segmentation map of shape \(64, 64\) must be \(H, W, 3\)"):
+        read_segmentation(np.zeros((64, 64), np.uint8))
 
 
 def test_keypoints_are_white_in_the_map_and_bones_join_them(structures):

@@ -84,7 +84,8 @@ def _differences(x: Tensor, last: Tensor) -> Tensor:
 
 def _mel_filters() -> Tensor:
     """(257, 23): triangles that are equally spaced and linear in mel; the Nyquist bin belongs to none."""
-    edges = torch.linspace(_mel(LOWEST), _mel(SAMPLE_RATE / 2), NUM_MELS + 2, dtype=torch.float64)
+    width = (_mel(SAMPLE_RATE / 2) - _mel(LOWEST)) / (NUM_MELS + 1)
+    edges = _mel(LOWEST) + width * torch.arange(NUM_MELS + 2, dtype=torch.float64)
     bins = torch.arange(FFT // 2 + 1, dtype=torch.float64) * SAMPLE_RATE / FFT  # Hz
     mels = 1127 * torch.log1p(bins / 700)[:, None]  # (257, 1)
     rise = (mels - edges[:-2]) / (edges[1:-1] - edges[:-2])
