@@ -7,12 +7,7 @@ ours. Peak memory is that of a fresh process that makes two steps. On a GPU all 
     python benchmarks/hubert_step.py --threads 2 --seconds 8 --batch 2
 """
 
-import argparse
-import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timing
@@ -80,24 +75,10 @@ class Transformers(nn.Module):
 CONTESTANTS: dict[str, type[nn.Module]] = {"mmflow": Ours, "torchaudio": Torchaudio, "transformers": Transformers}
 
 
-def stepper(make: type[nn.Module], batch: Batch, classes: int) -> Callable[[], Any]:
+def stepper(name: str, batch: Batch, classes: int) -> Callable[[], Any]:
     """A function that makes one optimiser step on the batch."""
     torch.manual_seed(0)
-    device = batch["audio"].device
-    model = make(classes).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.98), eps=1e-6, fused=True)
-    cuda = device.type == "cuda"
-    loss_of = torch.compile(model) if cuda else model
-
-    def step() -> None:
-        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
-            loss = loss_of(batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return timing.stepper(CONTESTANTS[name](classes), batch, clip=10.0, lr=1e-5, betas=(0.9, 0.98), eps=1e-6)
 
 
 def make_batch(rows: int, seconds: float, classes: int, device: str) -> Batch:
@@ -108,24 +89,6 @@ def make_batch(rows: int, seconds: float, classes: int, device: str) -> Batch:
         "units": torch.randint(classes, (rows, frames), generator=generator).to(device),
         "mask": span_mask(torch.full((rows,), frames), generator=generator).to(device),
     }
-
-
-def peak_bytes(name: str, options: argparse.Namespace) -> int:
-    """Peak memory of two steps of one contestant: of the device, or of a process with the same imports for all."""
-    size = ["--threads", options.threads, "--batch", options.batch, "--seconds", options.seconds]
-    size += ["--classes", options.classes]
-    command = [sys.executable, __file__, "--peak", name, *size]
-    return int(subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout)
-
-
-def print_peak(name: str, batch: Batch, classes: int) -> None:
-    step = stepper(CONTESTANTS[name], batch, classes)
-    step()
-    step()
-    if batch["audio"].is_cuda:
-        print(torch.cuda.max_memory_allocated())
-    else:  # not getrusage, which starts from the peak of the process that started this one
-        print(1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]))
 
 
 def main() -> None:
@@ -141,15 +104,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     batch = make_batch(options.batch, options.seconds, options.classes, "cuda" if cuda else "cpu")
     if options.peak:
-        return print_peak(options.peak, batch, options.classes)
+        return timing.print_peak(stepper(options.peak, batch, options.classes))
 
-    steps = {name: stepper(make, batch, options.classes) for name, make in CONTESTANTS.items()}
+    steps = {name: stepper(name, batch, options.classes) for name in CONTESTANTS}
     seconds = timing.alternate(steps, options)
     extra: dict[str, dict[str, Any]] = {}
     audio_s = options.batch * options.seconds
     for name, runs in seconds.items():
         best = sorted(runs)[len(runs) // 2]
-        extra[name] = {"audio_s_per_s": audio_s / best, "peak_GB": peak_bytes(name, options) / 1e9}
+        extra[name] = {"audio_s_per_s": audio_s / best, "peak_GB": timing.peak_bytes(name, options) / 1e9}
         for card, flops in PEAK_FLOPS.items():
             if cuda and card in torch.cuda.get_device_name():
                 extra[name]["mfu"] = 3 * FORWARD_FLOP * audio_s / best / flops

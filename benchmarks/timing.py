@@ -3,12 +3,17 @@
 import argparse
 import json
 import platform
+import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # of this process, all threads
 
@@ -27,6 +32,45 @@ def threads_from(arguments: list[str]) -> str:
     """`--threads` of a command line that cannot be parsed yet, because the libraries read the environment on import."""
     options, _ = parser(None).parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
     return str(options.threads)
+
+
+def stepper(model: nn.Module, batch: dict[str, Tensor], clip: float = 1.0, **adamw: Any) -> Callable[[], None]:
+    """A function that makes one optimiser step on the batch, with the loss that the model makes of it; on a GPU
+    compiled and under bf16 autocast."""
+    device = next(iter(batch.values())).device
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True, **adamw)
+    cuda = device.type == "cuda"
+    loss_of = torch.compile(model) if cuda else model
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+            loss = loss_of(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def peak_bytes(name: str, options: argparse.Namespace) -> int:
+    """Peak memory of one contestant alone: of the script that runs now, started again with `--peak NAME`."""
+    command = [sys.executable, sys.argv[0], f"--peak={name}"]
+    for option, value in vars(options).items():
+        if option != "peak" and value not in (None, False):
+            command.append(f"--{option}" if value is True else f"--{option}={value}")
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(run: Callable[[], Any]) -> None:
+    """Run twice, then print the most bytes there were: of the device, or of this process, with what it imported."""
+    run()
+    run()
+    if torch.cuda.is_available():
+        print(torch.cuda.max_memory_allocated())
+    else:  # not getrusage, which starts from the peak of the process that started this one
+        print(1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]))
 
 
 def alternate(contestants: dict[str, Callable[[], Any]], options: argparse.Namespace) -> dict[str, list[float]]:

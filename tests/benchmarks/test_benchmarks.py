@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NEEDS = {"kmeans": ["faiss", "sklearn"], "hubert_step": ["transformers"], "loader": [], "loading": [], "relabel": []}
+NEEDS: dict[str, list[str]] = {
+    "kmeans": ["faiss", "sklearn"],
+    "hubert_step": ["transformers"],
+    "loader": [],
+    "loading": [],
+    "relabel": [],
+    "vision_accuracy": ["timm"],
+    "vision_step": ["timm", "open_clip", "transformers"],
+}
 
 
 def test_every_benchmark_is_tested():

@@ -162,7 +162,7 @@ def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.set_forkserver_preload(["lightning.pytorch"])
+    multiprocessing.set_forkserver_preload(["mmflow.torchvision_cpu", "lightning.pytorch"])
     given = (dict(os.environ), function, *arguments, port)
     torch.multiprocessing.start_processes(in_environment, given, nprocs=2, start_method="forkserver")
 

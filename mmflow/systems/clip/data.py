@@ -21,6 +21,7 @@ from mmflow.data.fields import FieldData
 from mmflow.data.loader import Collate, Prepare, Sample
 from mmflow.data.transforms import Crop, Entry, Excerpt, Parts, Transform, entry
 from mmflow.systems.clip.tokenizer import TextTokenizer
+from mmflow.torchaudio_cpu import torchaudio
 
 QUIET, RANGE = -2.0, 8.0  # log10 of power: what counts as loud at least, and how far below the loudest it gets black
 
@@ -218,7 +219,7 @@ class AudioTextPairs(Pairs):
         augmentations: Sequence[Augmentation] = (),
         **shards: Any,
     ) -> None:
-        sound = {"audio": Parts({"image": Spectrogram(seconds, mels, hop)})}
+        sound: dict[str, Transform] = {"audio": Parts({"image": Spectrogram(seconds, mels, hop)})}
         super().__init__(spec, tokenizer, sound, captions, evaluated, class_name, augmentations, **shards)
 
 
@@ -240,7 +241,10 @@ class Spectrogram(Transform):
             raise ValueError(f"mels={mels} bands and hop={hop} samples must be at least 1")
         self.excerpt, self.hop = Excerpt(seconds), hop
         self.window = 1 << (2 * hop - 1).bit_length()  # samples
-        self.filters = mel_filters(mels, self.window)
+        bins = self.window // 2 + 1
+        self.filters = torchaudio.functional.melscale_fbanks(
+            bins, 0.0, SAMPLE_RATE / 2, mels, SAMPLE_RATE
+        ).T  # (M, bins)
 
     def __call__(self, value: Tensor, draw: np.random.Generator | None) -> Tensor:
         sound = self.excerpt(value, draw)
@@ -252,13 +256,3 @@ class Spectrogram(Transform):
         level = power.clamp(min=10 ** (QUIET - RANGE)).log10()
         level = (level - level.max().clamp(min=QUIET)) / RANGE + 1
         return level.clamp(min=0).expand(3, -1, -1)
-
-
-def mel_filters(mels: int, window: int) -> Tensor:
-    """(M, window / 2 + 1) triangles of height 1, evenly along the mel scale of O'Shaughnessy from 0 to 8 kHz."""
-    highest = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
-    edges = 700 * (10 ** (np.linspace(0, highest, mels + 2) / 2595) - 1)  # Hz
-    at = np.arange(window // 2 + 1) * SAMPLE_RATE / window  # Hz
-    rising = (at - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - at) / (edges[2:] - edges[1:-1])[:, None]
-    return torch.from_numpy(np.minimum(rising, falling).clip(min=0)).float()

@@ -379,8 +379,10 @@ class TokenizerTraining(LightningModule):
         corpus, texts = Corpus(data.specs, split, (field,)), list[str]()
         broken = corpus.problems()
         for number in np.unique(np.linspace(0, len(corpus) - 1, min(self.most, len(corpus))).astype(int)).tolist():
+            if number in broken:
+                continue
             try:
-                value = {} if number in broken else corpus.read(number)[field]
+                value: Any = corpus.read(number)[field]
                 found = value if self.path is None else entry(value, self.path)
             except BadSample:  # is counted when it is read with its picture
                 continue
