@@ -47,6 +47,7 @@ for message in (
     "It is recommended to use `self.log",  # what is logged per epoch was reduced by torchmetrics
     "predict returned None",  # what is predicted for plain files is written at once
     "`max_epochs` was not set",  # training without max_steps is refused
+    "Be aware that when using `ckpt_path`, callbacks",  # tests and predictions need none of those of training
 ):
     warnings.filterwarnings("ignore", message)
 

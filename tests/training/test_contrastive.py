@@ -4,7 +4,6 @@ import mmflow.torchvision_cpu  # noqa: F401  # isort: skip  (before Lightning, i
 
 import math
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from mmflow.training.contrastive import Contrastive, in_batch
 from mmflow.training.guard import FiniteSteps
 from mmflow.training.lanes import Lanes, device_seed
 from mmflow.training.meters import Meters
+from tests.training.toy import on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers and workers
 
@@ -291,10 +291,7 @@ def on_rank(rank: int, world: int, folder: Path, port: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_several_processes_have_the_loss_and_gradient_of_one(tmp_path, world):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (world, tmp_path, port), nprocs=world)
+    on_ranks(world, on_rank, world, tmp_path)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
     assert all(rank["perfect"] < 1e-6 for rank in ranks)  # labels count from the rank's own rows
     for objective in ("info_nce", "sigmoid"):

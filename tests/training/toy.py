@@ -155,7 +155,12 @@ def files(folder: Path) -> list[str]:
 
 
 def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:
-    """Run `function(rank, *arguments, port)` in two processes, with a port that they can meet on.
+    """`on_ranks` with two processes."""
+    on_ranks(2, function, *arguments)
+
+
+def on_ranks(world: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Run `function(rank, *arguments, port)` in `world` processes, with a port that they can meet on.
 
     They are forked from a process that has imported Lightning, which takes seconds, once for all tests.
     """
@@ -164,7 +169,7 @@ def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:
         port = probe.getsockname()[1]
     multiprocessing.set_forkserver_preload(["mmflow.torchvision_cpu", "lightning.pytorch"])
     given = (dict(os.environ), function, *arguments, port)
-    torch.multiprocessing.start_processes(in_environment, given, nprocs=2, start_method="forkserver")
+    torch.multiprocessing.start_processes(in_environment, given, nprocs=world, start_method="forkserver")
 
 
 def in_environment(rank: int, environment: dict[str, str], function: Callable[..., None], *arguments: Any) -> None:
