@@ -4,6 +4,8 @@ forward passes of the encoder over the same batches, which lie in memory. Layer 
     python benchmarks/relabel.py --threads 2
 """
 
+import mmflow.torchvision_cpu  # noqa: F401  # isort: skip  (before Lightning)
+
 import shutil
 import tempfile
 from pathlib import Path
