@@ -5,6 +5,7 @@ Without a generator it is an evaluation: nothing is drawn, and what is random in
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # FFmpeg's libraries are large and most runs see no video
 MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
-class Transform:
+class Transform(ABC):
     """The base of all transforms. Must be picklable, and short, for it goes to every worker.
 
     Attributes:
@@ -41,6 +42,7 @@ class Transform:
     kinds: Sequence[str] = tuple(DECODERS)
     several = False
 
+    @abstractmethod
     def __call__(self, value: Any, draw: np.random.Generator | None) -> Any:
         """A tensor, number or text, or a dict of such by the names that they have in the batch.
 
@@ -50,7 +52,6 @@ class Transform:
 
         Raises BadSample for what cannot be used.
         """
-        raise NotImplementedError
 
     def names(self, field: str) -> list[str]:
         """What it makes of a field of that name; a transform that returns a dict says its names."""

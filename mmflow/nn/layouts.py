@@ -64,6 +64,11 @@ def to_layout(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor
     return renamed
 
 
+def without(tensors: Mapping[str, Tensor], leave: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors whose names have none of these beginnings."""
+    return {name: value for name, value in tensors.items() if not name.startswith(tuple(leave))}
+
+
 def check(expected: Iterable[str], there: Iterable[str], what: str) -> None:
     """Raise ValueError where tensors are missing or have no place."""
     missing, extra = sorted(set(expected) - set(there)), sorted(set(there) - set(expected))

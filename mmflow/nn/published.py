@@ -9,7 +9,7 @@ import importlib
 import json
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +23,23 @@ from mmflow.nn.layouts import below
 # What libraries call the weights in a folder, in order of preference.
 FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
+# Our names of activations, and those of transformers.
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+
 _MODEL = re.compile(r"(mmflow\.(?:systems\.\w+\.model|nn\.\w+))\.(\w+)(?:\.(\w+))?")  # module, class, class method
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts `path` before the message of a ValueError that does not have it yet."""
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,6 +105,27 @@ def image_processor(image_size: tuple[int, int], mean: Sequence[float], std: Seq
     }
 
 
+def check_settings(config: Mapping[str, Any], fixed: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError for a setting of config.json that `what` has one other value for.
+
+    What is left out has that value, but `model_type` must be there."""
+    for key, only in fixed.items():
+        if config.get(key, None if key == "model_type" else only) != only:
+            raise ValueError(f"config.json has {key}={config.get(key)!r}; {what} knows only {only!r}")
+
+
+def picture_sizes(config: Mapping[str, Any], patch_size: int, what: str) -> dict[str, Any]:
+    """`image_size` and `patch_size` of `what`, out of config.json of transformers, which may have lists.
+
+    patch_size: where it says none. Raises ValueError for patches that are not square."""
+    size, patch = config.get("image_size", 224), config.get("patch_size", patch_size)
+    if isinstance(patch, list):
+        if len(set(patch)) != 1:
+            raise ValueError(f"config.json has patch_size={patch}; {what} has square patches")
+        patch = patch[0]
+    return {"image_size": tuple(size) if isinstance(size, list) else size, "patch_size": patch}
+
+
 def read_labels(config: Mapping[str, Any]) -> list[str] | None:
     """Names of a classifier's classes in order, from config.json of transformers or timm; None where it has none."""
     named = config.get("id2label") or config.get("label_names") or []
@@ -137,22 +172,31 @@ def read_saved(path: Path) -> Any:
     Raises ValueError naming a class that is no plain data, and for a file that is damaged or neither of the two."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no file or folder of this name")
-    try:
+    with naming(path), unpickling(str(path)):
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def unpickling(subject: str = "it") -> Iterator[None]:
+    """Turns what torch raises for a file that it does not read into a ValueError that says what to do.
+
+    subject: what a message calls a file that asks for more than plain data."""
+    try:
+        yield
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
-                f"{path} asks for {found[1]}, which is no part of weights; nothing of it was run. Get it from its "
-                f"authors as safetensors, or save the state dict alone"
+                f"{subject} asks for {found[1]}, which is no part of a checkpoint; nothing of it was run. Get it from "
+                f"its authors as safetensors, or save the state dict alone"
             ) from None
-        raise ValueError(f"{path}: torch cannot read it as weights ({str(error).splitlines()[-1][:200]})") from None
+        raise ValueError(f"torch cannot read it as weights ({str(error).splitlines()[-1][:200]})") from None
     except OSError:
         raise
     except Exception as error:  # damaged bytes end in whatever error they lead to
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(f"{path} cannot be read ({reason}); is it whole?") from error
+        raise ValueError(f"torch cannot read it ({reason}); is it whole, and written by torch.save?") from error
 
 
 def _read_parts(folder: Path) -> dict[str, Tensor]:

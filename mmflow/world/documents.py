@@ -25,6 +25,7 @@ from mmflow.world.scene import (
     SceneOptions,
     Sound,
     Thing,
+    check_chosen,
     choose,
     draw_scene,
     held_out,
@@ -344,8 +345,7 @@ class WorldEpisodes(WorldSource):
     ) -> None:
         super().__init__(train, validation, test, seed)
         check_picture(size, format)
-        if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(TASKS):
-            raise ValueError(f"tasks={list(tasks)} must be one or more of {', '.join(TASKS)}, each once")
+        check_chosen("tasks", tasks, TASKS)
         if not 2 <= ways[0] <= ways[1] <= MOST_WAYS:
             raise ValueError(
                 f"ways={ways} must be from at least 2 to at most {MOST_WAYS}, which is how many words there are"

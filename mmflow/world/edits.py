@@ -20,6 +20,7 @@ from mmflow.world.scene import (
     Scene,
     SceneOptions,
     Thing,
+    check_chosen,
     choose,
     draw_scene,
     held_out,
@@ -415,8 +416,7 @@ class WorldEdits(WorldSource):
     ) -> None:
         super().__init__(train, validation, test, seed)
         check_picture(size, "jpg")
-        if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(KINDS):
-            raise ValueError(f"kinds={list(kinds)} must be one or more of {', '.join(KINDS)}, each once")
+        check_chosen("kinds", kinds, KINDS)
         self.size, self.kinds = size, list(kinds)
         self.scenes = scene_options(things, shapes, colours, styles, backgrounds)
         for kind in self.kinds:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmflow.world import pictures
-from mmflow.world.scene import SPLITS, Background, choose
+from mmflow.world.scene import SPLITS, Background, check_chosen, choose
 from mmflow.world.stills import WorldSource, check_picture, picture_bytes
 from mmflow.world.wording import draw_new, listed, template
 
@@ -297,8 +297,7 @@ class WorldScans(WorldSource):
             raise ValueError(f"size={size} pixels must be {LEAST_SIZE} or more, or findings cannot be seen")
         if not (1 <= scans <= MOST and 1 <= questions <= MOST):
             raise ValueError(f"scans={scans} and questions={questions} must be in 1..{MOST}")
-        if not modalities or len(set(modalities)) < len(modalities) or not set(modalities) <= set(MODALITIES):
-            raise ValueError(f"modalities={list(modalities)} must be one or more of {', '.join(MODALITIES)}, each once")
+        check_chosen("modalities", modalities, MODALITIES)
         self.size, self.scans, self.questions, self.format = size, scans, questions, format
         self.modalities = tuple(modalities)
         self.counts = {split: count * scans * questions for split, count in self.counts.items()}

@@ -175,10 +175,7 @@ class SceneOptions:
             "shapes": SHAPES, "colours": tuple(COLOURS), "sizes": SIZES, "styles": STYLES, "backgrounds": BACKGROUNDS
         }  # fmt: skip
         for name, words in known.items():
-            chosen = getattr(self, name)
-            foreign = [word for word in chosen if word not in words]
-            if foreign or not chosen or len(set(chosen)) < len(chosen):
-                raise ValueError(f"{name}={list(chosen)} must be one or more of {', '.join(words)}, each once")
+            check_chosen(name, getattr(self, name), words)
         if not 0 <= self.seconds < math.inf:
             raise ValueError(f"seconds={self.seconds} must be 0 (a still) or more")
         if not 0 <= self.moving <= 1:
@@ -200,6 +197,12 @@ def held_out(colour: str, shape: str) -> str | None:
     """The split that alone shows a pair of colour and shape: validation or test (6 of the 48 pairs each), or None."""
     place = (list(COLOURS).index(colour) + 3 * SHAPES.index(shape)) % len(COLOURS)
     return {0: "test", 4: "validation"}.get(place)
+
+
+def check_chosen(name: str, chosen: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ValueError unless some words were chosen, each of them known and once."""
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
+        raise ValueError(f"{name}={list(chosen)} must be one or more of {', '.join(known)}, each once")
 
 
 def choose(draw: np.random.Generator, among: Sequence[T]) -> T:

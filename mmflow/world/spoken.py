@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mmflow.world import espeak, language, speech
-from mmflow.world.scene import SPLITS, Scene, SceneOptions, choose, draw_scene
+from mmflow.world.scene import SPLITS, Scene, SceneOptions, check_chosen, choose, draw_scene
 from mmflow.world.stills import WorldSource
 
 STREAM = 20  # what a sample's generator is for
@@ -46,9 +46,7 @@ class WorldSpokenCaptions(WorldSource):
         seconds: float = 0.0,
     ) -> None:
         super().__init__(train, validation, test, seed)
-        foreign = [name for name in languages if name not in LANGUAGES]
-        if foreign or not languages or len(set(languages)) < len(languages):
-            raise ValueError(f"languages={list(languages)} must be one or more of {', '.join(LANGUAGES)}, each once")
+        check_chosen("languages", languages, tuple(LANGUAGES))
         self.voices = speech.SPEAKERS | dict(voices or {})
         for split, count in self.voices.items():
             if split not in speech.SPEAKERS:

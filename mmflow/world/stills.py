@@ -11,7 +11,17 @@ import numpy as np
 
 from mmflow.data.sources.items import Item
 from mmflow.world import language, pictures
-from mmflow.world.scene import BACKGROUNDS, COLOURS, SHAPES, SPLITS, STYLES, Scene, SceneOptions, draw_scene
+from mmflow.world.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    SPLITS,
+    STYLES,
+    Scene,
+    SceneOptions,
+    check_chosen,
+    draw_scene,
+)
 from mmflow.world.wording import draw_new, template
 
 PICTURES_STREAM, STRUCTURES_STREAM = 10, 11  # what a sample's generator is for
@@ -187,8 +197,7 @@ class WorldStructures(WorldSource):
     ) -> None:
         super().__init__(train, validation, test, seed)
         check_picture(size, "jpg")
-        if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(KINDS):
-            raise ValueError(f"kinds={list(kinds)} must be one or more of {', '.join(KINDS)}, each once")
+        check_chosen("kinds", kinds, KINDS)
         self.size, self.kinds = size, list(kinds)
         self.scenes = scene_options(things, shapes, colours, styles, backgrounds)
 

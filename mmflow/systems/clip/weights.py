@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from mmflow.nn.contrastive import Similarity
 from mmflow.nn.layouts import Layout, from_layout, to_layout
 from mmflow.nn.published import (
+    ACTIVATIONS,
     image_processor,
     load_strictly,
+    naming,
     read_json,
     read_normalisation,
     read_part,
@@ -132,7 +134,6 @@ _SIZES = ("visual.conv1.weight", "visual.positional_embedding", "token_embedding
           "text_projection")  # fmt: skip
 _OTHER_TOWERS = ("visual.layer", "visual.attnpool", "visual.trunk", "visual.head", "visual.attn_pool")
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
-_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}  # ours, transformers'
 _HEADS = {1280: 16, 1408: 16, 1664: 16}  # of picture towers whose heads are not 64 wide, by width
 
 # Settings of open_clip that are read or do not change what a trained model computes, and those of one known value.
@@ -186,7 +187,7 @@ def load_clip(
     if isinstance(source, Mapping):
         return _built(_read_open_clip(source, {}), *towers)
     path = Path(source)
-    try:
+    with naming(path):
         if path.is_dir():
             return _built(_read_folder(path), *towers)
         _refuse_programs(path)
@@ -198,10 +199,6 @@ def load_clip(
                 return read_part(saved, CLIP, ("clip",))
             saved = saved["state_dict"]  # a training of open_clip
         return _built(_read_open_clip(state_dict(saved, path), {}), *towers)
-    except ValueError as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path}: {error}") from error
 
 
 def save_folder(clip: CLIP, folder: str | Path, tokenizer: TextTokenizer | None = None) -> None:
@@ -317,7 +314,7 @@ def _read_folder(folder: Path) -> Found:
 def _arguments(config: Mapping[str, Any], dim: int, num_heads: int, siglip: bool) -> dict[str, Any]:
     """What both towers have; a setting that is left out has the default of transformers."""
     activation = config.get("hidden_act", "gelu_pytorch_tanh" if siglip else "quick_gelu")
-    ours = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
+    ours = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
     if activation not in ours:
         raise ValueError(f"config.json has hidden_act={activation!r}; the towers know {', '.join(ours)}")
     return {
@@ -351,7 +348,7 @@ def _config(clip: CLIP, vision: ViT, siglip: bool) -> dict[str, Any]:
             "intermediate_size": arguments["ffn_dim"] or 4 * tower.dim,
             "num_hidden_layers": arguments["depth"],
             "num_attention_heads": arguments["num_heads"],
-            "hidden_act": _ACTIVATIONS[arguments["activation"]],
+            "hidden_act": ACTIVATIONS[arguments["activation"]],
             "layer_norm_eps": arguments["eps"],
             "projection_dim": clip.embed_dim,  # each tower alone looks for it here
         }

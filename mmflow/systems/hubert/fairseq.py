@@ -5,7 +5,6 @@ or imported: torch's weights-only unpickler builds an inert record in the place 
 other class. The names follow fairseq's models/hubert/{hubert,hubert_asr}.py and the data it keeps with them.
 """
 
-import pickle
 import pickletools
 import re
 import zipfile
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mmflow.nn.layouts import Layout
+from mmflow.nn.published import unpickling
 
 FINE_TUNED = "w2v_encoder.w2v_model."  # before the encoder's names in files with a CTC layer
 SPECIALS = 4  # <s>, <pad>, </s>, <unk> come first in every fairseq dictionary, also in that of the k-means units
@@ -66,23 +66,11 @@ def restricted_load(path: Path) -> Any:
 
     Raises ValueError naming a class that is neither plain data nor fairseq's, and for a file that is not torch's.
     """
-    try:
+    with unpickling():
         names = [*_TYPES, *(name for name in _global_names(path) if _REPLACED.fullmatch(name))]
         replaced: list[Any] = [(Inert, name) for name in names]
         with torch.serialization.safe_globals(replaced):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"it asks for {found[1]}, which is no part of a checkpoint; nothing of it was run. Get it from its "
-                f"authors, or save the state dict alone"
-            ) from None
-        raise ValueError(f"torch cannot read it as weights ({str(error).splitlines()[-1][:200]})") from None
-    except OSError:
-        raise
-    except Exception as error:  # damaged bytes end in whatever error they lead to
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(f"torch cannot read it ({reason}); is it whole, and written by torch.save?") from error
 
 
 def _global_names(path: Path) -> set[str]:

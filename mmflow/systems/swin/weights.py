@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmflow.nn.layouts import Layout, below, check, from_layout, names, prefixed, to_layout
+from mmflow.nn.layouts import Layout, below, check, from_layout, names, prefixed, to_layout, without
 from mmflow.nn.published import (
+    check_settings,
     image_processor,
     label_settings,
     load_head,
     load_strictly,
+    naming,
+    picture_sizes,
     read_json,
     read_labels,
     read_normalisation,
@@ -220,15 +223,11 @@ def _moved(tensors: Mapping[str, Any], later: int) -> dict[str, Any]:
 
 
 def _renamed(tensors: Mapping[str, Tensor], layout: Layout, leave: Sequence[str], later: int = 0) -> dict[str, Tensor]:
-    found = {name: value for name, value in _without(tensors, leave).items() if not _COMPUTED.search(name)}
+    found = {name: value for name, value in without(tensors, leave).items() if not _COMPUTED.search(name)}
     keys = _keys(_depths(found, re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")))
     theirs = dict.fromkeys(name for of_one in names(keys, layout).values() for name in of_one)
     check(_moved(theirs, later), found, "Swin encoder")
     return from_layout(_moved(found, -later), keys, layout, "Swin encoder")
-
-
-def _without(tensors: Mapping[str, Tensor], leave: Sequence[str]) -> dict[str, Tensor]:
-    return {name: value for name, value in tensors.items() if not name.startswith(tuple(leave))}
 
 
 def _renamed_for(tensors: Mapping[str, Tensor], layout: Layout, what: str) -> dict[str, Tensor]:
@@ -254,7 +253,7 @@ def _keys(depths: Sequence[int]) -> list[str]:
 
 
 def _read(path: Path, leave: Sequence[str], told: Mapping[str, Any]) -> Found:
-    try:
+    with naming(path):
         if path.is_dir():
             config = read_json(path / "config.json")
             if "architecture" in config:
@@ -276,14 +275,10 @@ def _read(path: Path, leave: Sequence[str], told: Mapping[str, Any]) -> Found:
             f"the state dict of a timm SwinTransformer, or the folder of a transformers or timm model with its "
             f"config.json"
         )
-    except ValueError as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_transformers(folder: Path, config: Mapping[str, Any], leave: Sequence[str], told: Mapping[str, Any]) -> Found:
-    tensors = _without(read_tensors(folder), leave)
+    tensors = without(read_tensors(folder), leave)
     state = from_transformers(tensors, ["classifier."])
     arguments = _arguments(config)
     if normalisation := read_normalisation(folder):
@@ -299,17 +294,9 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Swin's constructor arguments from a SwinConfig; a setting that is left out has SwinConfig's default.
 
     Dropout, a matter of training that Swin does without, is left out."""
-    for key, only in _FIXED.items():
-        if config.get(key, None if key == "model_type" else only) != only:
-            raise ValueError(f"config.json has {key}={config.get(key)!r}; Swin knows only {only!r}")
-    size, patch = config.get("image_size", 224), config.get("patch_size", 4)
-    if isinstance(patch, list):
-        if len(set(patch)) != 1:
-            raise ValueError(f"config.json has patch_size={patch}; Swin has square patches")
-        patch = patch[0]
+    check_settings(config, _FIXED, "Swin")
     return {
-        "image_size": tuple(size) if isinstance(size, list) else size,
-        "patch_size": patch,
+        **picture_sizes(config, patch_size=4, what="Swin"),
         "dim": config.get("embed_dim", 96),
         "depths": config.get("depths", [2, 2, 6, 2]),
         "num_heads": config.get("num_heads", [3, 6, 12, 24]),
@@ -332,7 +319,7 @@ def _check_windows(swin: Swin) -> None:
 def _read_timm(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], leave: Sequence[str], told: Mapping[str, Any]
 ) -> Found:
-    tensors = _without(tensors, leave)
+    tensors = without(tensors, leave)
     original = any(name.startswith("layers.0.downsample.") for name in tensors)
     state = (from_original if original else from_timm)(tensors, ["head."])
     settings, trained = config.get("model_args", {}), config.get("pretrained_cfg", {})

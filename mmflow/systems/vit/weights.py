@@ -13,12 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmflow.nn.layouts import Layout, below, check, from_layout, prefixed, to_layout
+from mmflow.nn.layouts import Layout, below, check, from_layout, prefixed, to_layout, without
 from mmflow.nn.published import (
+    ACTIVATIONS,
+    check_settings,
     image_processor,
     label_settings,
     load_head,
     load_strictly,
+    naming,
+    picture_sizes,
     read_json,
     read_labels,
     read_normalisation,
@@ -70,7 +74,6 @@ _FIXED = {  # settings of ViTConfig that ViT has one value for
     "qkv_bias": True,
     "pooler_act": "tanh",
 }
-_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}  # ours, transformers'
 _HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}  # by width, as published
 _TIMM_CODE = ("norm_layer", "embed_layer", "block_fn", "mlp_layer", "attn_layer")  # arguments that change the maths
 
@@ -145,7 +148,7 @@ def save_folder(
         "num_hidden_layers": arguments["depth"],
         "num_attention_heads": arguments["num_heads"],
         "intermediate_size": arguments["ffn_dim"] or 4 * vit.dim,
-        "hidden_act": _ACTIVATIONS[arguments["activation"]],
+        "hidden_act": ACTIVATIONS[arguments["activation"]],
         "hidden_dropout_prob": arguments["dropout"],
         "layer_norm_eps": arguments["eps"],
         "image_size": vit.image_size[0] if vit.image_size[0] == vit.image_size[1] else list(vit.image_size),
@@ -198,7 +201,7 @@ def to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(tensors: Mapping[str, Tensor], layout: Layout, leave: Sequence[str]) -> dict[str, Tensor]:
-    found = {name: value for name, value in tensors.items() if not name.startswith(tuple(leave))}
+    found = without(tensors, leave)
     class_token, pre_logits = layout["class_token"] in found, f"{layout.get('pre_logits')}.weight" in found
     block = re.compile(re.escape(str(layout["blocks.{}.ffn_norm"])).replace(r"\{\}", r"(\d+)") + r"\.")
     depth = 1 + max((int(match[1]) for name in found if (match := block.match(name))), default=0)
@@ -223,7 +226,7 @@ def _keys(depth: int, class_token: bool, pre_logits: bool) -> list[str]:
 
 
 def _read(path: Path, leave: Sequence[str], told: Mapping[str, Any]) -> Found:
-    try:
+    with naming(path):
         if path.is_dir():
             config = read_json(path / "config.json")
             if "architecture" in config:
@@ -242,10 +245,6 @@ def _read(path: Path, leave: Sequence[str], told: Mapping[str, Any]) -> Found:
             f"it holds tensors {sorted(tensors)[:4]} without settings; give a checkpoint of ours, the state dict of a "
             f"timm VisionTransformer, or the folder of a transformers or timm model with its config.json"
         )
-    except ValueError as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_ours(saved: Mapping[str, Any], told: Mapping[str, Any]) -> Found:
@@ -270,21 +269,13 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """ViT's constructor arguments from a ViTConfig; a setting that is left out has ViTConfig's default.
 
     Dropout of attention weights, a matter of training that ViT does without, is left out."""
-    for key, only in _FIXED.items():
-        if config.get(key, None if key == "model_type" else only) != only:
-            raise ValueError(f"config.json has {key}={config.get(key)!r}; ViT knows only {only!r}")
-    activations = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
+    check_settings(config, _FIXED, "ViT")
+    activations = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
     activation = config.get("hidden_act", "gelu")
     if activation not in activations:
         raise ValueError(f"config.json has hidden_act={activation!r}; ViT knows {', '.join(activations)}")
-    size, patch = config.get("image_size", 224), config.get("patch_size", 16)
-    if isinstance(patch, list):
-        if len(set(patch)) != 1:
-            raise ValueError(f"config.json has patch_size={patch}; ViT has square patches")
-        patch = patch[0]
     return {
-        "image_size": tuple(size) if isinstance(size, list) else size,
-        "patch_size": patch,
+        **picture_sizes(config, patch_size=16, what="ViT"),
         "dim": config.get("hidden_size", 768),
         "depth": config.get("num_hidden_layers", 12),
         "num_heads": config.get("num_attention_heads", 12),

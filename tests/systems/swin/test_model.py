@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmflow.nn.encoders import VisionEncoder
 from mmflow.systems.swin.model import Block, Swin, WindowAttention, fit, merged, relative_index, shift_mask
+from tests.systems.shaken import shaken
 
 CPU = torch.device("cpu")
 SHAPE = {"image_size": 32, "patch_size": 2, "dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window": 4}
@@ -24,14 +25,6 @@ PUBLISHED = [  # name, arguments, parameters with a head of 1,000 classes, billi
     ("l", {}, 196_532_476, 34.48),
     ("l", {"image_size": 384, "window": 12}, 196_735_516, 103.92),
 ]
-
-
-def shaken(module: nn.Module) -> nn.Module:
-    """`module` in eval mode, with every tensor random: biases, norms and tables too."""
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
-    return module.eval()
 
 
 def swin(**arguments) -> Swin:

@@ -24,6 +24,7 @@ from mmflow.systems.swin.weights import (
     to_timm,
     to_transformers,
 )
+from tests.systems.shaken import shaken
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 SHAPE = {"image_size": 64, "patch_size": 2, "dim": 16, "depths": (2, 2, 2), "num_heads": (1, 2, 4), "window": 4}
@@ -42,14 +43,6 @@ def transformers():
 @pytest.fixture(scope="module")
 def timm():
     return pytest.importorskip("timm.models.swin_transformer", exc_type=ImportError)
-
-
-def shaken(module: nn.Module) -> nn.Module:
-    """`module` in eval mode, with every tensor random: biases, norms and tables too."""
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
-    return module.eval()
 
 
 def ours(**arguments) -> Swin:

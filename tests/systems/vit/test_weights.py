@@ -20,6 +20,7 @@ from mmflow.systems.vit.weights import (
     to_timm,
     to_transformers,
 )
+from tests.systems.shaken import shaken
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 SHAPE = {"image_size": (16, 24), "patch_size": 8, "dim": 32, "depth": 2, "num_heads": 4, "ffn_dim": 48}
@@ -38,14 +39,6 @@ def transformers():
 @pytest.fixture(scope="module")
 def timm():
     return pytest.importorskip("timm", exc_type=ImportError)
-
-
-def shaken(module: nn.Module) -> nn.Module:
-    """`module` in eval mode, with every tensor random: biases, norms, class token and positions too."""
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
-    return module.eval()
 
 
 def ours(**arguments) -> ViT:
